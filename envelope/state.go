@@ -1,0 +1,177 @@
+package envelope
+
+import "fmt"
+
+// State is where a delivery stands. The words are the plan's.
+type State string
+
+// The states of a delivery.
+const (
+	// Queued: in the store, nobody works on it.
+	Queued State = "queued"
+	// Delivered: the target's owner has handed it to the agent.
+	Delivered State = "delivered"
+	// Acked: the agent is done, and the owner has recorded it. Terminal.
+	Acked State = "acked"
+	// Failed: an attempt ended without success; a retry or the dead letter follows.
+	Failed State = "failed"
+	// DeadLetter: it will not be tried again unless an operator redrives it. Terminal.
+	DeadLetter State = "dead-letter"
+)
+
+// Terminal reports whether the bus itself never leaves the state.
+func (s State) Terminal() bool { return s == Acked || s == DeadLetter }
+
+// Transition is one legal move.
+type Transition struct {
+	From, To State
+	// By names who may make it, When what causes it.
+	By, When string
+}
+
+// Transitions is the state machine, whole. A state that is created starts as Queued.
+var Transitions = []Transition{
+	{Queued, Delivered, "owner", "the agent gets it"},
+	{Queued, DeadLetter, "owner", "expired, unknown version, too many hops or undeliverable before any attempt"},
+	{Delivered, Acked, "owner", "the agent is done"},
+	{Delivered, Failed, "owner", "the agent failed, took too long, or its process died"},
+	{Delivered, DeadLetter, "owner", "the agent said never, or it expired while worked on"},
+	{Failed, Queued, "owner", "retry, after the backoff"},
+	{Failed, DeadLetter, "owner", "attempts exhausted or expired"},
+	{DeadLetter, Queued, "operator", "redrive"},
+}
+
+// States lists all states in the order of a normal life.
+var States = []State{Queued, Delivered, Acked, Failed, DeadLetter}
+
+// CanMove reports whether the table has the move.
+func CanMove(from, to State) bool {
+	for _, t := range Transitions {
+		if t.From == from && t.To == to {
+			return true
+		}
+	}
+	return false
+}
+
+// An IllegalMoveError is a move that the table does not have.
+type IllegalMoveError struct{ From, To State }
+
+func (e *IllegalMoveError) Error() string {
+	return fmt.Sprintf("a delivery cannot go from %s to %s", e.From, e.To)
+}
+
+// Class says why a delivery failed, decided once, where the failure is seen.
+type Class string
+
+// The classes of failure. The first two are tried again, the others never.
+const (
+	// ClassRetry: may work next time.
+	ClassRetry Class = "retry"
+	// ClassTimeout: the handler did not finish within the ack timeout.
+	ClassTimeout Class = "timeout"
+	// ClassCrashed: the process that worked on it died.
+	ClassCrashed Class = "crashed"
+
+	// ClassExhausted: every allowed attempt failed.
+	ClassExhausted Class = "exhausted"
+	// ClassExpired: its TTL passed.
+	ClassExpired Class = "expired"
+	// ClassPoison: it cannot be read or the agent refuses it for good.
+	ClassPoison Class = "poison"
+	// ClassVersion: unknown major schema version.
+	ClassVersion Class = "unknown-version"
+	// ClassHops: too many hops.
+	ClassHops Class = "hops"
+	// ClassUndeliverable: it cannot be handled where it arrived.
+	ClassUndeliverable Class = "undeliverable"
+)
+
+// Retryable reports whether another attempt can help.
+func (c Class) Retryable() bool {
+	switch c {
+	case ClassRetry, ClassTimeout, ClassCrashed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Delivery is what happened to an envelope since it was sealed. Its times are
+// stamped by the gateway that did the thing, on its own clock.
+type Delivery struct {
+	State State `json:"state"`
+	// RetryCount counts the attempts that failed (the plan's retry_count).
+	RetryCount int `json:"retry_count"`
+	// Attempt is the number of the current or last attempt, from 1.
+	Attempt int `json:"attempt,omitempty"`
+	// Hops are the gateways it passed, in order.
+	Hops []Hop `json:"hops,omitempty"`
+	// Owner is the gateway that works on it.
+	Owner       string `json:"owner,omitempty"`
+	QueuedAt    *Time  `json:"queued_at,omitempty"`
+	DeliveredAt *Time  `json:"delivered_at,omitempty"`
+	AckedAt     *Time  `json:"acked_at,omitempty"`
+	// NextAttemptAt is when a queued retry becomes due.
+	NextAttemptAt *Time  `json:"next_attempt_at,omitempty"`
+	DeadAt        *Time  `json:"dead_at,omitempty"`
+	Class         Class  `json:"class,omitempty"`
+	LastError     string `json:"last_error,omitempty"`
+	// Failures keeps the last attempts that failed, oldest first.
+	Failures []Failure `json:"failures,omitempty"`
+}
+
+// Hop is one gateway on the path.
+type Hop struct {
+	Gateway string `json:"gateway"`
+	At      Time   `json:"at"`
+}
+
+// Failure is one attempt that did not work.
+type Failure struct {
+	Attempt int    `json:"attempt"`
+	Gateway string `json:"gateway"`
+	At      Time   `json:"at"`
+	Class   Class  `json:"class"`
+	Error   string `json:"error"`
+}
+
+// maxFailures bounds Delivery.Failures; the first and the newest are kept.
+const maxFailures = 16
+
+// maxError bounds a recorded error text, in bytes.
+const maxError = 1024
+
+// Move takes the delivery to another state at the given moment, or returns
+// *IllegalMoveError and changes nothing.
+func (d *Delivery) Move(to State, at Time) error {
+	if !CanMove(d.State, to) {
+		return &IllegalMoveError{From: d.State, To: to}
+	}
+	d.State = to
+	switch to {
+	case Queued:
+		d.QueuedAt = &at
+	case Delivered:
+		d.DeliveredAt = &at
+		d.Attempt++
+		d.NextAttemptAt = nil
+	case Acked:
+		d.AckedAt = &at
+	case DeadLetter:
+		d.DeadAt = &at
+		d.NextAttemptAt = nil
+	case Failed:
+		d.RetryCount++
+	}
+	return nil
+}
+
+// Fail records a failed attempt beside the state.
+func (d *Delivery) Fail(gateway string, at Time, class Class, err string) {
+	d.Class, d.LastError = class, clip(err, maxError)
+	d.Failures = append(d.Failures, Failure{Attempt: d.Attempt, Gateway: gateway, At: at, Class: class, Error: d.LastError})
+	if len(d.Failures) > maxFailures {
+		d.Failures = append(d.Failures[:1], d.Failures[2:]...)
+	}
+}

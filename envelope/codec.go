@@ -3,6 +3,7 @@ package envelope
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"unicode/utf8"
 )
@@ -11,33 +12,34 @@ import (
 // (ed25519.Options.Context, RFC 8032 section 5.1).
 const SignatureContext = "gatemesh/envelope/1"
 
-// Sealed is an envelope together with its canonical bytes.
+// Sealed is an envelope together with its canonical bytes (see the package comment).
 //
-// The canonical bytes are the JSON as the sender wrote it: UTF-8, no white space outside
-// strings, no key twice. Whoever stores or forwards an envelope keeps these bytes, so fields
-// that a newer minor version added stay under the signature of a gateway that knows them.
+// Whoever stores or forwards an envelope keeps these bytes, so fields that a
+// newer minor version added stay under the signature of a gateway that knows them.
 type Sealed struct {
 	Envelope
 	canonical []byte
 }
 
-// Seal validates e and fixes its canonical bytes. The envelope must not be
-// changed afterwards.
+// Seal validates e and fixes its canonical bytes. The envelope and what it points to
+// (payload, budget) must not be changed afterwards.
 func Seal(e Envelope) (*Sealed, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	if !utf8.Valid(e.Payload) {
-		return nil, invalid("payload is not UTF-8")
-	}
-	b, err := encode(e)
+	payload, err := compact(e.Payload)
 	if err != nil {
+		return nil, err
+	}
+	s := &Sealed{Envelope: e}
+	s.Payload = payload
+	if s.canonical, err = Encode(&s.Envelope); err != nil {
 		return nil, invalid("payload is not JSON: %v", err)
 	}
-	if len(b) > MaxEncoded {
-		return nil, invalid("%d bytes encoded, at most %d", len(b), MaxEncoded)
+	if len(s.canonical) > MaxEncoded {
+		return nil, invalid("%d bytes encoded, at most %d", len(s.canonical), MaxEncoded)
 	}
-	return &Sealed{Envelope: e, canonical: b}, nil
+	return s, nil
 }
 
 // Canonical returns the bytes that a signature covers. Do not change them.
@@ -45,7 +47,22 @@ func (s *Sealed) Canonical() []byte { return s.canonical }
 
 // MarshalJSON returns the canonical bytes. Encode what holds a Sealed with
 // [Encode]: json.Marshal would escape "<" inside and so change them.
-func (s *Sealed) MarshalJSON() ([]byte, error) { return s.canonical, nil }
+func (s Sealed) MarshalJSON() ([]byte, error) {
+	if s.canonical == nil {
+		return nil, errors.New("envelope was not sealed")
+	}
+	return s.canonical, nil
+}
+
+// UnmarshalJSON is [Decode].
+func (s *Sealed) UnmarshalJSON(b []byte) error {
+	d, err := Decode(b)
+	if err != nil {
+		return err
+	}
+	*s = *d
+	return nil
+}
 
 // Decode reads canonical bytes. It refuses what is too large, not canonical, of
 // another major version or invalid; every refusal is an [ErrInvalid].
@@ -53,88 +70,179 @@ func Decode(b []byte) (*Sealed, error) {
 	if len(b) > MaxEncoded {
 		return nil, invalid("%d bytes, at most %d", len(b), MaxEncoded)
 	}
-	if !utf8.Valid(b) {
-		return nil, invalid("not UTF-8")
-	}
-	if err := checkCanonical(b); err != nil {
-		return nil, err
-	}
 	s := &Sealed{canonical: bytes.Clone(b)}
-	if err := json.Unmarshal(s.canonical, &s.Envelope); err != nil {
-		// The version decides first: another major may have other types.
-		var v struct {
-			SchemaVersion string `json:"schema_version"`
+	if err := s.decode(); err != nil {
+		if verr := otherMajor(b); verr != nil {
+			return nil, verr
 		}
-		if json.Unmarshal(s.canonical, &v) == nil && v.SchemaVersion != "" {
-			if verr := checkVersion(v.SchemaVersion); verr != nil {
-				return nil, verr
-			}
-		}
-		return nil, invalid("%v", err)
-	}
-	if err := s.Validate(); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// checkCanonical refuses white space outside strings and top-level keys that stand twice or
-// differ from another only in case (Go's decoder would fold them). It does not
-// check the JSON grammar; the decoder does that.
+func (s *Sealed) decode() error {
+	if !utf8.Valid(s.canonical) {
+		return invalid("not UTF-8")
+	}
+	if err := checkCanonical(s.canonical); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(s.canonical, &s.Envelope); err != nil {
+		return invalid("%v", err)
+	}
+	return s.Validate()
+}
+
+// otherMajor looks for the reason behind every other refusal: another major version
+// may have other types, other keys and another canonical form.
+func otherMajor(b []byte) error {
+	var v struct {
+		SchemaVersion string `json:"schema_version"`
+	}
+	if json.Unmarshal(b, &v) != nil {
+		return nil
+	}
+	if err := checkVersion(v.SchemaVersion); errors.As(err, new(*VersionError)) {
+		return err
+	}
+	return nil
+}
+
+// checkCanonical refuses what the decoder would let through: white space outside
+// strings, deep nesting, and in the objects that this package reads (the envelope and its
+// budget) keys that stand twice, keys that Go would fold into another one, and
+// values that mean "absent". It does not check the grammar; the decoder does that.
 func checkCanonical(b []byte) error {
-	depth, start, key := 0, -1, false
-	var seen [32]string
-	n := 0
+	var keys [2]keySet // of the envelope, of its budget
+	depth, inBudget, wantKey := 0, false, false
 	for i := 0; i < len(b); i++ {
-		switch c := b[i]; c {
+		switch b[i] {
 		case ' ', '\t', '\r', '\n':
 			return invalid("white space outside strings at byte %d", i)
 		case '{', '[':
-			depth++
-			key = depth == 1
+			if depth++; depth > maxDepth {
+				return invalid("nested more than %d deep", maxDepth)
+			}
+			wantKey = depth == 1 || depth == 2 && inBudget
 		case '}', ']':
 			depth--
+			wantKey = false
 		case ',':
-			key = depth == 1
+			wantKey = depth == 1 || depth == 2 && inBudget
 		case '"':
-			start = i + 1
-			for i++; i < len(b) && b[i] != '"'; i++ {
-				if b[i] == '\\' {
-					i++
-				}
-			}
-			if !key || depth != 1 || i >= len(b) {
+			start := i + 1
+			i = stringEnd(b, i)
+			if !wantKey || i == len(b) {
 				continue
 			}
-			key = false
-			name := string(bytes.ToLower(b[start:i]))
-			if bytes.IndexByte(b[start:i], '\\') >= 0 || name != string(b[start:i]) {
-				return invalid("key %q is not plain lower case", clip(name, 40))
+			wantKey = false
+			key, value := b[start:i], b[i+1:]
+			if err := keys[depth-1].add(key); err != nil {
+				return err
 			}
-			for _, s := range seen[:n] {
-				if s == name {
-					return invalid("key %q stands twice", clip(name, 40))
-				}
+			if depth == 1 {
+				inBudget = string(key) == "budget"
 			}
-			if n == len(seen) {
-				return invalid("more than %d keys", len(seen))
+			if absent(value) && (depth != 1 || string(key) != "payload") {
+				return invalid("%s is null or empty: leave it out", key)
 			}
-			seen[n], n = name, n+1
 		}
 	}
 	return nil
 }
 
+// stringEnd returns the index of the quote that ends the string opened at b[open], or len(b).
+func stringEnd(b []byte, open int) int {
+	for i := open + 1; ; i++ {
+		n := bytes.IndexByte(b[i:], '"')
+		if n < 0 {
+			return len(b)
+		}
+		i += n
+		first := i // of the backslashes before the quote; an odd number escapes it
+		for b[first-1] == '\\' {
+			first--
+		}
+		if (i-first)%2 == 0 {
+			return i
+		}
+	}
+}
+
+// absent reports whether what follows a key is null or an empty string.
+func absent(afterKey []byte) bool {
+	return bytes.HasPrefix(afterKey, []byte(":n")) || bytes.HasPrefix(afterKey, []byte(`:""`))
+}
+
+// keySet holds the keys of one object.
+type keySet struct {
+	keys [maxKeys][]byte
+	n    int
+}
+
+// add refuses a key that stands already, and one that is not a-z, 0-9 and "_": Go's
+// decoder ignores case, also that of a few letters outside ASCII.
+func (k *keySet) add(key []byte) error {
+	for _, c := range key {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return invalid("key %q is not of a-z, 0-9 and _", clip(string(key), 40))
+		}
+	}
+	if len(key) == 0 {
+		return invalid("a key is empty")
+	}
+	for _, other := range k.keys[:k.n] {
+		if bytes.Equal(other, key) {
+			return invalid("key %q stands twice", clip(string(key), 40))
+		}
+	}
+	if k.n == maxKeys {
+		return invalid("more than %d keys", maxKeys)
+	}
+	k.keys[k.n] = key
+	k.n++
+	return nil
+}
+
+// compact returns the payload without white space outside strings, which is itself
+// when it has none, and checks what [checkCanonical] would.
+func compact(p json.RawMessage) (json.RawMessage, error) {
+	if !utf8.Valid(p) {
+		return nil, invalid("payload is not UTF-8")
+	}
+	depth, spaced := 1, false // the payload lies in an object
+	for i := 0; i < len(p); i++ {
+		switch p[i] {
+		case ' ', '\t', '\r', '\n':
+			spaced = true
+		case '{', '[':
+			if depth++; depth > maxDepth {
+				return nil, invalid("payload is nested more than %d deep", maxDepth-1)
+			}
+		case '}', ']':
+			depth--
+		case '"':
+			i = stringEnd(p, i)
+		}
+	}
+	if !spaced {
+		return p, nil
+	}
+	var buf bytes.Buffer
+	if err := json.Compact(&buf, p); err != nil {
+		return nil, invalid("payload is not JSON: %v", err)
+	}
+	return buf.Bytes(), nil
+}
+
 // Encode is JSON without HTML escaping and without a final newline: the one encoder for
 // everything that goes into the store, because it leaves canonical bytes as they are.
-func Encode(v any) ([]byte, error) { return encode(v) }
-
-func encode(v any) ([]byte, error) {
+func Encode(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
-	return bytes.TrimRight(buf.Bytes(), "\n"), nil
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
 }

@@ -8,7 +8,7 @@
 // bytes are kept as they were written, so that a signature over them stays
 // valid on every hop. A [Delivery] is what happened to it since: state, attempts,
 // path, times stamped by the receiver, the last error. Both are JSON and meant to be
-// read in the Consul UI.
+// read in the Consul UI. [Schema] describes both to other languages.
 //
 // # Fields of an envelope (schema 1.0; plan, "Inter-Gateway Message Contract")
 //
@@ -18,7 +18,10 @@
 //	conversation_id  order is kept within (source gateway, target agent, conversation)
 //	in_reply_to      message_id that this one answers; only in replies
 //	reply_to         agent whose inbox wants the answer; absent: none is wanted
-//	source_gateway, source_agent, target_gateway (only when pinned), target_agent
+//	source_gateway   who sent it
+//	source_agent     on whose behalf
+//	target_gateway   only when pinned to one
+//	target_agent     who shall handle it
 //	capability       what is asked of the target, as "infra.check"
 //	payload          any JSON value; a JSON string is text
 //	created_at       RFC 3339 UTC, millisecond precision, the sender's clock
@@ -26,9 +29,29 @@
 //	max_hops         how many gateways may pass it on
 //	terminal         true: must be handled where it arrives, never forwarded
 //	budget           what the causal chain may still spend (messages, tokens, usd, deadline)
-//	traceparent      W3C Trace Context
+//	traceparent      W3C Trace Context; one that is malformed is carried, not refused
+//
+// # Canonical bytes
+//
+// They are the JSON as the sender wrote it, keys in any order: UTF-8, no white space
+// outside strings, at most 256 deep. In the envelope and its budget (not in the payload)
+// no key stands twice, keys are of a-z, 0-9 and "_", at most 32 of them, and a
+// field that is absent is left out, never null or an empty string. These rules bind
+// newer minors too; their fields are kept unread.
 //
 // # States (plan, "state")
 //
-// [Transitions] is the whole table; [Delivery.Move] refuses every other move.
+// [Transitions] is the whole table; [Delivery.Move] refuses every other move. From and to,
+// who may, and when:
+//
+//	queued      -> delivered    owner     the agent gets it
+//	queued      -> dead-letter  owner     expired, unknown version, too many hops or undeliverable before any attempt
+//	delivered   -> acked        owner     the agent is done
+//	delivered   -> failed       owner     the agent failed, took too long, or its process died
+//	delivered   -> dead-letter  owner     the agent said never, or it expired while worked on
+//	failed      -> queued       owner     retry, after the backoff
+//	failed      -> dead-letter  owner     attempts exhausted or expired
+//	dead-letter -> queued       operator  redrive
+//
+// Acked and dead-letter are terminal: the bus itself never leaves them.
 package envelope

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
+	"math"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -30,8 +32,13 @@ const (
 	MaxHops = 32
 	// MaxTTL is the longest ttl.
 	MaxTTL = 30 * 24 * time.Hour
-	// maxLabel bounds capability, conversation_id and traceparent, in bytes.
+	// maxLabel bounds capability, conversation_id and traceparent, in characters.
 	maxLabel = 256
+	// maxDepth bounds nesting. encoding/json gives up at 10,000: an envelope just below
+	// that could not be packed into an entry any more, and would take others with it.
+	maxDepth = 256
+	// maxKeys bounds the fields of an envelope, those of newer minors included.
+	maxKeys = 32
 )
 
 // Envelope is what the sender said. See the package comment for the fields.
@@ -70,11 +77,11 @@ func NewID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // DerivedID returns the id of the step of a message's handling that name
 // identifies: always the same for the same two, so that a handler that runs again
-// after a crash asks under the id it asked under before.
+// after a crash asks under the id it asked under before. Parent is a message id.
 func DerivedID(parent, name string) string {
 	p, err := uuid.Parse(parent)
-	if err != nil {
-		p = uuid.Nil
+	if err != nil { // no message id, but still one step of one parent
+		p = uuid.NewSHA1(uuid.Nil, []byte(parent))
 	}
 	return uuid.NewSHA1(p, []byte(name)).String()
 }
@@ -97,20 +104,28 @@ func PayloadText(p json.RawMessage) string {
 	return string(p)
 }
 
-// TextPayload is the payload that holds s.
+// TextPayload is the payload that holds s. What is not UTF-8 becomes U+FFFD.
 func TextPayload(s string) json.RawMessage {
-	b, err := encode(strings.ToValidUTF8(s, "\uFFFD"))
+	b, err := Encode(strings.ToValidUTF8(s, "\uFFFD"))
 	if err != nil { // a Go string always encodes
 		panic(err)
 	}
 	return b
 }
 
-var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-
 // ValidName reports whether s may name a gateway or an agent: 1 to 63 of a-z, 0-9 and "-",
-// not starting with "-" (a DNS label, and safe in a key).
-func ValidName(s string) bool { return nameRE.MatchString(s) }
+// not starting with "-" (safe in a key, a URL and on a command line).
+func ValidName(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
 
 // Address is where a message goes: an agent, optionally pinned to one gateway.
 type Address struct{ Agent, Gateway string }
@@ -148,7 +163,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// Validate checks every field. It does not look at the clock.
+// Validate checks every field. It does not look at the clock, nor into the
+// payload: [Seal] and [Decode] do.
 func (e *Envelope) Validate() error {
 	if err := checkVersion(e.SchemaVersion); err != nil {
 		return err
@@ -161,10 +177,7 @@ func (e *Envelope) Validate() error {
 		{"correlation_id", e.CorrelationID, false},
 		{"in_reply_to", e.InReplyTo, true},
 	} {
-		if f.value == "" && f.optional {
-			continue
-		}
-		if len(f.value) != 36 || uuid.Validate(f.value) != nil || strings.ToLower(f.value) != f.value {
+		if !isUUID(f.value) && (f.value != "" || !f.optional) {
 			return invalid("%s %q is not a lower-case UUID", f.name, clip(f.value, 60))
 		}
 	}
@@ -178,21 +191,18 @@ func (e *Envelope) Validate() error {
 		{"target_agent", e.TargetAgent, false},
 		{"reply_to", e.ReplyTo, true},
 	} {
-		if f.value == "" && f.optional {
-			continue
-		}
-		if !ValidName(f.value) {
-			return invalid("%s %q is not a name (1 to 63 of a-z, 0-9 and -)", f.name, clip(f.value, 80))
+		if !ValidName(f.value) && (f.value != "" || !f.optional) {
+			return invalid("%s %q is not a name (1 to 63 of a-z, 0-9 and -, not starting with -)", f.name, clip(f.value, 80))
 		}
 	}
 	for _, f := range [...]struct{ name, value string }{
-		{"capability", e.Capability}, {"conversation_id", e.ConversationID}, {"traceparent", e.Traceparent},
+		{"conversation_id", e.ConversationID}, {"capability", e.Capability}, {"traceparent", e.Traceparent},
 	} {
-		if len(f.value) > maxLabel {
-			return invalid("%s is %d bytes, at most %d", f.name, len(f.value), maxLabel)
+		if n := utf8.RuneCountInString(f.value); n > maxLabel {
+			return invalid("%s is %d characters, at most %d", f.name, n, maxLabel)
 		}
-		if strings.ContainsFunc(f.value, func(r rune) bool { return r < ' ' || r == 0x7f || r == utf8.RuneError }) {
-			return invalid("%s holds control characters", f.name)
+		if strings.ContainsFunc(f.value, unprintable) {
+			return invalid("%s holds control characters or is not UTF-8", f.name)
 		}
 	}
 	switch {
@@ -204,6 +214,8 @@ func (e *Envelope) Validate() error {
 		return invalid("payload is %d bytes, at most %d", len(e.Payload), MaxPayload)
 	case e.CreatedAt.IsZero():
 		return invalid("created_at is missing")
+	case !e.CreatedAt.plausible():
+		return invalid("created_at is not in the years %d to %d", minYear, maxYear)
 	case e.TTL <= 0 || e.TTL.Duration() > MaxTTL:
 		return invalid("ttl is %d ms, want 1 to %d", int64(e.TTL), MaxTTL.Milliseconds())
 	case e.MaxHops < 1 || e.MaxHops > MaxHops:
@@ -218,30 +230,65 @@ func (b *Budget) validate() error {
 		return nil
 	case b.Messages != nil && *b.Messages < 0, b.Tokens != nil && *b.Tokens < 0, b.USD != nil && *b.USD < 0:
 		return invalid("budget is negative")
+	case b.USD != nil && (math.IsNaN(*b.USD) || math.IsInf(*b.USD, 0)):
+		return invalid("budget.usd is not a number")
+	case b.Deadline != nil && !b.Deadline.plausible():
+		return invalid("budget.deadline is not in the years %d to %d", minYear, maxYear)
 	}
 	return nil
 }
 
+// isUUID reports whether s is the canonical form of RFC 9562: 8-4-4-4-12
+// lower-case hex digits. Other spellings would make two keys out of one id.
+func isUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; i {
+		case 8, 13, 18, 23:
+			if c != '-' {
+				return false
+			}
+		default:
+			if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// unprintable also finds what is not UTF-8: such bytes, and escaped halves of a
+// surrogate pair, arrive here as U+FFFD.
+func unprintable(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }
+
 func checkVersion(v string) error {
 	major, minor, ok := strings.Cut(v, ".")
-	if !ok || !digits(major) || !digits(minor) {
+	if !ok || !number(major) || !number(minor) {
 		return invalid("schema_version %q is not MAJOR.MINOR", clip(v, 20))
 	}
-	if major != fmt.Sprint(Major) {
+	if major != strconv.Itoa(Major) {
 		return &VersionError{Got: v}
 	}
 	return nil
 }
 
-func digits(s string) bool {
-	return s != "" && len(s) <= 4 && strings.Trim(s, "0123456789") == ""
+// number reports whether s is 0 to 9999, without leading zeros.
+func number(s string) bool {
+	return s != "" && len(s) <= 4 && strings.Trim(s, "0123456789") == "" && (s[0] != '0' || s == "0")
 }
 
+// clip returns s as valid UTF-8 of at most n bytes (n at least 3); what was cut off shows as "...".
 func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
+	if len(s) > n {
+		cut := n - len("...")
+		for i := 0; i < utf8.UTFMax-1 && cut > 0 && !utf8.RuneStart(s[cut]); i++ {
+			cut--
+		}
+		s = s[:cut] + "..."
 	}
-	return strings.ToValidUTF8(s[:n], "") + "..."
+	return strings.ToValidUTF8(s, "?") // one byte, so that nothing grows
 }
 
 // Time is a moment in UTC with millisecond precision, as RFC 3339.
@@ -252,16 +299,32 @@ func At(t time.Time) Time { return Time{t.UTC().Truncate(time.Millisecond)} }
 
 const timeLayout = "2006-01-02T15:04:05.000Z"
 
-// MarshalJSON implements json.Marshaler.
-func (t Time) MarshalJSON() ([]byte, error) {
-	if y := t.Year(); y < 0 || y > 9999 {
-		return nil, fmt.Errorf("year %d cannot be written", y)
-	}
-	return t.UTC().AppendFormat(make([]byte, 0, 26), `"`+timeLayout+`"`), nil
+// Years that an envelope may speak of. A time outside is a broken clock, and could
+// not be written any more once a ttl is added to it.
+const minYear, maxYear = 2000, 2999
+
+func (t Time) plausible() bool {
+	y := t.UTC().Year()
+	return y >= minYear && y <= maxYear
 }
 
-// UnmarshalJSON implements json.Unmarshaler.
+// MarshalJSON implements json.Marshaler.
+func (t Time) MarshalJSON() ([]byte, error) {
+	u := t.UTC()
+	if y := u.Year(); y < 0 || y > 9999 {
+		return nil, fmt.Errorf("year %d cannot be written", y)
+	}
+	return u.AppendFormat(make([]byte, 0, len(timeLayout)+2), `"`+timeLayout+`"`), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler. It reads RFC 3339 in UTC (ending
+// in Z) of any precision, and rounds down to milliseconds.
 func (t *Time) UnmarshalJSON(b []byte) error {
+	// Go alone would also read an hour of one digit and a decimal comma.
+	const hour, second = len(`"2006-01-02T15`), len(`"2006-01-02T15:04:05`)
+	if len(b) < second+2 || b[hour] != ':' || b[second] != '.' && b[second] != 'Z' || b[len(b)-2] != 'Z' {
+		return fmt.Errorf("time %s is not RFC 3339 in UTC (%s)", clip(string(b), 40), timeLayout)
+	}
 	var raw time.Time
 	if err := raw.UnmarshalJSON(b); err != nil {
 		return err
@@ -273,13 +336,18 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 // Millis is a duration in milliseconds on the wire.
 type Millis int64
 
-// MillisOf rounds d down to milliseconds.
+// MillisOf drops what is below a millisecond.
 func MillisOf(d time.Duration) Millis { return Millis(d.Milliseconds()) }
 
-// Duration is m as a Go duration, capped at the largest.
+// Duration is m as a Go duration, capped at the longest that Go can hold (292 years).
 func (m Millis) Duration() time.Duration {
-	if int64(m) > int64(1<<63-1)/int64(time.Millisecond) {
-		return 1<<63 - 1
+	const most = Millis(math.MaxInt64 / time.Millisecond)
+	switch {
+	case m > most:
+		return math.MaxInt64
+	case m < -most:
+		return math.MinInt64
+	default:
+		return time.Duration(m) * time.Millisecond
 	}
-	return time.Duration(m) * time.Millisecond
 }

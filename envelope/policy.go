@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -9,11 +10,15 @@ import (
 // wrongly (design notes, "Time").
 const DefaultSkew = 5 * time.Second
 
-// Expired reports whether nobody may act on the envelope any more, by the receiver's clock.
-// The sender's stamp is believed within skew: a message from the future lives
-// from now on, so a sender cannot stretch a TTL by a wrong clock by more than skew.
+// Expired reports whether nobody may act on the envelope at now, by the receiver's clock.
+//
+// Created_at is the sender's clock, and believed as far as clocks may differ: the
+// envelope lives from created_at - skew to created_at + ttl + skew, both included.
+// A sender whose clock is slow loses that much of its TTL; one whose clock is
+// more than skew ahead is refused at once, because its TTL would be stretched by
+// as much. So nobody acts on a message later than ttl + 2*skew after it was made.
 func (e *Envelope) Expired(now time.Time, skew time.Duration) bool {
-	return now.After(e.ExpiresAt().Add(skew)) || e.CreatedAt.After(now.Add(skew+e.TTL.Duration()))
+	return now.After(e.ExpiresAt().Add(skew)) || now.Before(e.CreatedAt.Add(-skew))
 }
 
 // CheckHops refuses a path that is too long or came back to where it was.
@@ -32,12 +37,9 @@ func (e *Envelope) CheckHops(hops []Hop) error {
 }
 
 func hopPath(hops []Hop) string {
-	s := ""
+	names := make([]string, len(hops))
 	for i, h := range hops {
-		if i > 0 {
-			s += " > "
-		}
-		s += h.Gateway
+		names[i] = h.Gateway
 	}
-	return s
+	return clip(strings.Join(names, " > "), maxError)
 }

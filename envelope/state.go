@@ -1,6 +1,9 @@
 package envelope
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // State is where a delivery stands. The words are the plan's.
 type State string
@@ -29,7 +32,7 @@ type Transition struct {
 	By, When string
 }
 
-// Transitions is the state machine, whole. A state that is created starts as Queued.
+// Transitions is the state machine, whole. A delivery that is created starts as Queued.
 var Transitions = []Transition{
 	{Queued, Delivered, "owner", "the agent gets it"},
 	{Queued, DeadLetter, "owner", "expired, unknown version, too many hops or undeliverable before any attempt"},
@@ -64,7 +67,7 @@ func (e *IllegalMoveError) Error() string {
 // Class says why a delivery failed, decided once, where the failure is seen.
 type Class string
 
-// The classes of failure. The first two are tried again, the others never.
+// The classes of failure. The first three are tried again, the others never.
 const (
 	// ClassRetry: may work next time.
 	ClassRetry Class = "retry"
@@ -86,6 +89,12 @@ const (
 	// ClassUndeliverable: it cannot be handled where it arrived.
 	ClassUndeliverable Class = "undeliverable"
 )
+
+// Classes lists all classes.
+var Classes = []Class{
+	ClassRetry, ClassTimeout, ClassCrashed,
+	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUndeliverable,
+}
 
 // Retryable reports whether another attempt can help.
 func (c Class) Retryable() bool {
@@ -136,7 +145,7 @@ type Failure struct {
 	Error   string `json:"error"`
 }
 
-// maxFailures bounds Delivery.Failures; the first and the newest are kept.
+// maxFailures bounds Delivery.Failures: the first one and the newest are kept.
 const maxFailures = 16
 
 // maxError bounds a recorded error text, in bytes.
@@ -152,6 +161,7 @@ func (d *Delivery) Move(to State, at Time) error {
 	switch to {
 	case Queued:
 		d.QueuedAt = &at
+		d.DeadAt = nil
 	case Delivered:
 		d.DeliveredAt = &at
 		d.Attempt++
@@ -170,8 +180,22 @@ func (d *Delivery) Move(to State, at Time) error {
 // Fail records a failed attempt beside the state.
 func (d *Delivery) Fail(gateway string, at Time, class Class, err string) {
 	d.Class, d.LastError = class, clip(err, maxError)
-	d.Failures = append(d.Failures, Failure{Attempt: d.Attempt, Gateway: gateway, At: at, Class: class, Error: d.LastError})
-	if len(d.Failures) > maxFailures {
-		d.Failures = append(d.Failures[:1], d.Failures[2:]...)
+	f := Failure{Attempt: d.Attempt, Gateway: gateway, At: at, Class: class, Error: d.LastError}
+	old := d.Failures
+	if n := len(old); n >= maxFailures {
+		old = slices.Concat(old[:1], old[n-maxFailures+2:])
 	}
+	// A new array: copies of d share the old one.
+	d.Failures = append(slices.Clip(old), f)
+}
+
+// Handover gives a delivery back before its attempt ended, because its owner stops. It goes
+// through failed to queued without counting against the attempts.
+func (d *Delivery) Handover(gateway string, at Time) error {
+	if err := d.Move(Failed, at); err != nil {
+		return err
+	}
+	d.RetryCount--
+	d.Fail(gateway, at, ClassRetry, "handed over: the gateway stops")
+	return d.Move(Queued, at)
 }

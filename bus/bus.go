@@ -1,0 +1,309 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Config of one gateway's end of the bus. Only Gateway and Store are required.
+type Config struct {
+	// Gateway is this gateway's name, unique in the mesh.
+	Gateway string
+	Store   Store
+	Logger  hclog.Logger
+	// Observe sees every event, in the order in which this gateway makes them for one
+	// message. It is called from the bus's own goroutines and must not block.
+	Observe func(Event)
+
+	// URL is where other gateways and people reach this one; Version is its build.
+	URL, Version string
+	// ClusterID and Deployment are the plan's cluster block.
+	ClusterID, Deployment string
+
+	// SessionTTL is how long the store keeps this gateway's locks without hearing of it (Consul:
+	// at least 10 s, and up to twice as long). 0: 15 s.
+	SessionTTL time.Duration
+	// SessionChecks are catalog checks whose failure ends the session at once.
+	SessionChecks []string
+	// Heartbeat is how often the registry entries are renewed: each time is one write. 0: 20 s.
+	Heartbeat time.Duration
+
+	// TTL and MaxHops apply to messages that do not say. 0: 5 min, 4.
+	TTL     time.Duration
+	MaxHops int
+	// MaxPayload in bytes; 0: envelope.MaxPayload.
+	MaxPayload int
+	Retry      RetryPolicy
+	// ResultRetention is how long answers to API questions are kept in the store. 0: 1 h.
+	ResultRetention time.Duration
+	// DrainGrace is how long running handlers may go on when the bus stops. 0: 5 s.
+	DrainGrace time.Duration
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if !envelope.ValidName(c.Gateway) {
+		return c, fmt.Errorf("gateway name %q: want 1 to 63 of a-z, 0-9 and -", c.Gateway)
+	}
+	if c.Store == nil {
+		return c, errors.New("bus needs a store")
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&c.SessionTTL, 15*time.Second)
+	def(&c.Heartbeat, 20*time.Second)
+	def(&c.TTL, 5*time.Minute)
+	def(&c.ResultRetention, time.Hour)
+	def(&c.DrainGrace, 5*time.Second)
+	if c.MaxHops <= 0 {
+		c.MaxHops = 4
+	}
+	if c.MaxPayload <= 0 || c.MaxPayload > envelope.MaxPayload {
+		c.MaxPayload = envelope.MaxPayload
+	}
+	if c.ClusterID == "" {
+		c.ClusterID = "gatemesh"
+	}
+	if c.Deployment == "" {
+		c.Deployment = "option-2-distributed"
+	}
+	c.Retry = c.Retry.withDefaults()
+	return c, nil
+}
+
+// Bus is one gateway's end of the mesh.
+type Bus struct {
+	cfg      Config
+	store    Store
+	log      hclog.Logger
+	instance string
+
+	tracks   *tracks
+	session  *session
+	writer   *writer
+	outbox   *outbox
+	elector  *elector
+	registry *registry
+
+	// life ends when everything has to be over.
+	life context.Context
+	kill context.CancelFunc
+	// loops ends the background loops; the writer outlives them.
+	loops    context.Context
+	endLoops context.CancelFunc
+	endWrite context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu       sync.Mutex
+	started  bool
+	stopping atomic.Bool
+	stopped  chan struct{}
+	fatal    chan error
+	down     atomic.Bool
+}
+
+// New checks cfg and makes a bus. Start it.
+func New(cfg Config) (*Bus, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
+		stopped: make(chan struct{}), fatal: make(chan error, 1)}
+	b.session = newSession(b)
+	b.writer = newWriter(b)
+	b.outbox = newOutbox(b)
+	b.elector = newElector(b)
+	b.registry = newRegistry(b)
+	return b, nil
+}
+
+// Gateway is this gateway's name.
+func (b *Bus) Gateway() string { return b.cfg.Gateway }
+
+// Serve makes this gateway a candidate for an agent's inbox, before or after Start. The handler of
+// an agent that is served already is replaced with the next term.
+func (b *Bus) Serve(spec AgentSpec, h Handler) error {
+	if !envelope.ValidName(spec.ID) {
+		return fmt.Errorf("agent id %q: want 1 to 63 of a-z, 0-9 and -", spec.ID)
+	}
+	if spec.ID == b.cfg.Gateway {
+		return fmt.Errorf("agent id %q is the gateway's own name", spec.ID)
+	}
+	b.elector.serve(spec, h)
+	return nil
+}
+
+// Start takes the gateway's name in the store, registers it and begins to work. It
+// returns when the session is open; inboxes follow. On an error nothing runs.
+func (b *Bus) Start(ctx context.Context) (err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.started {
+		return errors.New("bus was started before")
+	}
+	b.life, b.kill = context.WithCancel(context.Background())
+	b.loops, b.endLoops = context.WithCancel(b.life)
+	var write context.Context
+	write, b.endWrite = context.WithCancel(b.life)
+	if err := b.session.open(ctx); err != nil {
+		b.kill()
+		return err
+	}
+	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
+	if err := b.outbox.prepare(ctx); err == nil {
+		err = b.registry.beat(ctx)
+	}
+	if err != nil {
+		_ = b.session.close(context.WithoutCancel(ctx))
+		b.kill()
+		return err
+	}
+	b.started = true
+	b.run(func() { b.writer.run(write, b.life) })
+	b.run(func() {
+		if err := b.session.keep(b.loops); err != nil {
+			b.log.Error("stopping", "error", err)
+			b.fatal <- err
+		}
+	})
+	b.run(func() { b.outbox.follow(b.loops) })
+	b.run(func() { b.outbox.sweep(b.loops) })
+	b.run(func() { b.registry.follow(b.loops) })
+	b.run(func() { b.registry.heartbeats(b.loops) })
+	b.run(func() { b.elector.run(b.loops) })
+	return nil
+}
+
+func (b *Bus) run(f func()) {
+	b.wg.Add(1)
+	go func() {
+		defer b.wg.Done()
+		f()
+	}()
+}
+
+// Fatal gets an error when the bus cannot go on: stop it then. [ErrReplaced] is the only one.
+func (b *Bus) Fatal() <-chan error { return b.fatal }
+
+// Ready reports whether the bus can accept messages now, and else why not.
+func (b *Bus) Ready() error {
+	switch {
+	case b.stopping.Load():
+		return ErrStopped
+	case b.down.Load():
+		return fmt.Errorf("%w: %s does not answer", ErrUnavailable, b.store.Describe())
+	case !b.session.trusted():
+		return errors.New("no live session in the store yet")
+	}
+	return nil
+}
+
+// Stop hands everything over and ends: no new messages, running handlers get DrainGrace,
+// outcomes are written, locks and session are released. It takes no longer than ctx allows
+// (what was not written then is found in the store by the next owner). Stopping twice waits for
+// the first.
+func (b *Bus) Stop(ctx context.Context) error {
+	b.mu.Lock()
+	if !b.started {
+		b.mu.Unlock()
+		return nil
+	}
+	if b.stopping.Swap(true) {
+		b.mu.Unlock()
+		select {
+		case <-b.stopped:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("stop bus: %w", ctx.Err())
+		}
+	}
+	b.mu.Unlock()
+	defer close(b.stopped)
+
+	b.elector.handover(ctx)
+	b.endWrite()
+	var err error
+	select {
+	case <-b.writer.done:
+	case <-ctx.Done():
+		err = fmt.Errorf("stop bus: writing what is left: %w", ctx.Err())
+	}
+	b.endLoops()
+	if cerr := b.session.close(ctx); cerr != nil && err == nil {
+		err = fmt.Errorf("stop bus: end session (it ends by itself within its TTL): %w", cerr)
+	}
+	b.kill()
+	b.wg.Wait()
+	return err
+}
+
+// storeDown and storeUp turn the many failures of an outage into two events.
+func (b *Bus) storeDown(err error) {
+	if errors.Is(err, context.Canceled) || b.down.Swap(true) {
+		return
+	}
+	b.emit(Event{Event: EventStoreDown, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway, Reason: err.Error()})
+}
+
+func (b *Bus) storeUp() {
+	if b.down.Load() && b.down.Swap(false) {
+		b.emit(Event{Event: EventStoreUp, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway})
+	}
+}
+
+// watch calls changed with what lies below prefix, now and whenever it changed, until ctx ends,
+// changed fails or the store refuses for good. It rides out outages. All rules of watch
+// indices are the Store's.
+func (b *Bus) watch(ctx context.Context, prefix string, changed func([]Pair) error) error {
+	var index uint64
+	wait := newBackoff()
+	for {
+		pairs, next, err := b.store.Watch(ctx, prefix, index)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, ErrClosed):
+			return err
+		case err != nil:
+			b.storeDown(err)
+			b.pause(ctx, wait, err)
+			index = 0 // look again from the start: the store may be another one
+			continue
+		}
+		wait.Reset()
+		b.storeUp()
+		if next == index && index != 0 {
+			continue
+		}
+		index = next
+		if err := changed(pairs); err != nil {
+			return err
+		}
+	}
+}
+
+// watchForever is watch for loops that must outlive every error of theirs.
+func (b *Bus) watchForever(ctx context.Context, prefix string, changed func([]Pair) error) {
+	wait := newBackoff()
+	for ctx.Err() == nil {
+		if err := b.watch(ctx, prefix, changed); err != nil && ctx.Err() == nil {
+			b.log.Warn("watch failed; trying again", "prefix", prefix, "error", err)
+			b.pause(ctx, wait, err)
+		}
+	}
+}

@@ -1,0 +1,22 @@
+// Package consul is the bus.Store on HashiCorp Consul: its KV, transactions,
+// sessions and catalog. It is the only importer of Consul's API client.
+//
+// Reads use Consul's default consistency, never stale: measured through a
+// follower, a stale watch wakes 50 times later. Default consistency has one known
+// gap, Consul's own: a leader that was cut off may answer from its state for the
+// rest of its lease (about 0.5 s with raft_multiplier 1) before it notices.
+// Nothing is written on the strength of such an answer alone: every write is a
+// transaction with its conditions inside.
+//
+// Things of Consul that callers meet:
+//
+//   - Writing the value that a key already holds succeeds without changing its
+//     ModifyIndex, and wakes nobody.
+//   - A watch on a prefix below which there has never been a key wakes on nearly
+//     every unrelated write. Keep a resident key there.
+//   - Reads clean key paths ("a//b" is read as "a/b") while transactions do not, so
+//     keys that would be two things are refused here before they are sent.
+//   - A recursive list leaves out silently what the token may not read. Consul marks
+//     such an answer, and it is refused here with bus.ErrForbidden: an empty list
+//     must mean that there is nothing.
+package consul

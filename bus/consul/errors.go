@@ -1,0 +1,135 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/gatemesh/gatemesh/bus"
+)
+
+// failure is an error of this store: its kind (a sentinel of bus, or nil) and its
+// cause can both be found with errors.Is and errors.As. The text holds no secrets.
+type failure struct {
+	text  string
+	kind  error
+	cause error
+}
+
+func (f *failure) Error() string { return f.text }
+
+func (f *failure) Unwrap() []error {
+	var all []error
+	for _, err := range []error{f.kind, f.cause} {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+// fail decides what an error of Consul's client means. It is the only place that
+// does, and is called once for each call that failed.
+func (s *Store) fail(c *call, err error) error {
+	switch {
+	case s.closed.Err() != nil:
+		return bus.ErrClosed
+	case c.caller.Err() != nil:
+		return fmt.Errorf("%s: %w", c.what, c.caller.Err())
+	case c.answer.status >= 400:
+		return s.refused(c, err)
+	case errors.Is(c.ctx.Err(), context.DeadlineExceeded):
+		// The cause would make it look like the caller's own deadline.
+		return s.failed(c, bus.ErrUnavailable, nil, fmt.Sprintf("no answer within %s", c.timeout), hintAddress)
+	}
+	// Refused or reset connections, TLS failures, an answer cut off in the middle.
+	return s.failed(c, bus.ErrUnavailable, err, textOf(err), hintAddress)
+}
+
+// Remedies that end an error's text.
+const (
+	hintAddress = "is Consul running there? CONSUL_HTTP_ADDR names another"
+	hintToken   = "does the token in CONSUL_HTTP_TOKEN allow it?"
+)
+
+// refused maps an answer with an error status.
+func (s *Store) refused(c *call, err error) error {
+	text := textOf(err)
+	status := c.answer.status
+	switch {
+	case status == http.StatusForbidden, status == http.StatusUnauthorized, denied(text):
+		return s.failed(c, bus.ErrForbidden, err, text, hintToken)
+	case status == http.StatusRequestEntityTooLarge, status < 500 && oversize(text):
+		return s.failed(c, bus.ErrTooLarge, err, text, "")
+	case strings.Contains(text, "invalid session"):
+		return s.failed(c, bus.ErrNoSession, err, text, "")
+	case status == http.StatusTooManyRequests && strings.Contains(text, "connections"):
+		return s.failed(c, bus.ErrUnavailable, err, text, "raise limits.http_max_conns_per_client on the Consul agent, or run fewer watches")
+	case strings.Contains(text, "Invalid Session TTL"):
+		// Consul says 500 to what no later try will change.
+		return s.failed(c, nil, err, text, "")
+	case status == http.StatusTooManyRequests, status >= 500:
+		return s.failed(c, bus.ErrUnavailable, err, text, hintStatus(text))
+	default:
+		return s.failed(c, nil, err, text, "")
+	}
+}
+
+func hintStatus(text string) string {
+	if strings.Contains(text, "No cluster leader") {
+		return "have the servers a majority? CONSUL_HTTP_ADDR names another"
+	}
+	return ""
+}
+
+// failed builds the error, without secrets.
+func (s *Store) failed(c *call, kind, cause error, text, hint string) error {
+	f := &failure{kind: kind, cause: cause}
+	switch {
+	case kind != nil:
+		f.text = fmt.Sprintf("%v: consul at %s: %s: %s", kind, s.addr, c.what, text)
+	default:
+		f.text = fmt.Sprintf("consul at %s: %s: %s", s.addr, c.what, text)
+	}
+	if hint != "" {
+		f.text += " (" + hint + ")"
+	}
+	for _, secret := range c.answer.secrets {
+		f.text = strings.ReplaceAll(f.text, secret, "<hidden>")
+		if cause != nil && strings.Contains(cause.Error(), secret) {
+			f.cause = nil // whatever it is, it must not be printed
+		}
+	}
+	return f
+}
+
+// filtered is the error of an answer from which the token's rules took something.
+func (s *Store) filtered(c *call) error {
+	return s.failed(c, bus.ErrForbidden, nil, "the token may read only a part of it", hintToken)
+}
+
+// textOf says an error of the API client in fewer words.
+func textOf(err error) string {
+	var status api.StatusError
+	if errors.As(err, &status) {
+		return fmt.Sprintf("answer %d: %s", status.Code, status.Body)
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err.Error() // without the URL: the address is in the text already
+	}
+	return strings.TrimPrefix(err.Error(), "Failed request: ")
+}
+
+func denied(text string) bool {
+	return strings.Contains(text, "Permission denied") || strings.Contains(text, "ACL not found")
+}
+
+func oversize(text string) bool {
+	return strings.Contains(text, "too large") || strings.Contains(text, "exceeds") || strings.Contains(text, "too many operations")
+}

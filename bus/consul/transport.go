@@ -1,0 +1,154 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// answer is what the wire said about one call. The API client turns some answers
+// into text without their status; this keeps it. It is written by the goroutine
+// that makes the call.
+type answer struct {
+	status  int      // 0: no answer came
+	secrets []string // what was sent and must not appear in an error
+}
+
+type answerKey struct{}
+
+func withAnswer(ctx context.Context, a *answer) context.Context {
+	return context.WithValue(ctx, answerKey{}, a)
+}
+
+// recorder notes the status of every answer for the call that asked.
+type recorder struct{ next http.RoundTripper }
+
+func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	a, _ := req.Context().Value(answerKey{}).(*answer)
+	if a != nil {
+		a.status = 0
+		if token := req.Header.Get("X-Consul-Token"); token != "" {
+			a.secrets = append(a.secrets, token)
+		}
+		if _, password, ok := req.BasicAuth(); ok && password != "" {
+			a.secrets = append(a.secrets, password)
+		}
+	}
+	resp, err := r.next.RoundTrip(req)
+	if err == nil && a != nil {
+		a.status = resp.StatusCode
+	}
+	return resp, err
+}
+
+// connection is an API client and how to close its idle connections.
+type connection struct {
+	api  *api.Client
+	idle func()
+}
+
+// connect makes an API client on a transport of our own: the API's default keeps
+// few idle connections, none at all on a unix socket, and has no bound.
+func connect(opt Options, conns int) (connection, string, error) {
+	config := api.DefaultConfig()
+	if opt.Address != "" {
+		config.Address = opt.Address
+		if strings.HasPrefix(opt.Address, "http://") {
+			config.Scheme = "http" // written out, it beats CONSUL_HTTP_SSL
+		}
+	}
+	if opt.Token != "" {
+		config.Token = opt.Token
+	}
+	if opt.TokenFile != "" {
+		config.TokenFile = opt.TokenFile
+	}
+	if opt.Datacenter != "" {
+		config.Datacenter = opt.Datacenter
+	}
+	if opt.Namespace != "" {
+		config.Namespace = opt.Namespace
+	}
+	if opt.Partition != "" {
+		config.Partition = opt.Partition
+	}
+	overrideTLS(&config.TLSConfig, opt.TLS)
+
+	scheme, rest, found := strings.Cut(config.Address, "://")
+	if !found {
+		scheme, rest = config.Scheme, config.Address
+	}
+	if scheme == "http" && config.Scheme == "https" {
+		scheme = "https" // as the API does: TLS that was asked for stays
+	}
+	if host, _, _ := strings.Cut(rest, "/"); scheme != "unix" && strings.Contains(host, "@") {
+		// It would end up in every error text.
+		return connection{}, "", errors.New("the address holds a user name or password: put them into CONSUL_HTTP_AUTH=user:password")
+	}
+
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}
+	dial := dialer.DialContext
+	if scheme == "unix" {
+		// The API would replace our transport if it saw the scheme.
+		config.Address, config.Scheme = rest, "http"
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", rest)
+		}
+	}
+	tlsConfig, err := api.SetupTLSConfig(&config.TLSConfig)
+	if err != nil {
+		return connection{}, "", err
+	}
+	transport := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           dial,
+		TLSClientConfig:       tlsConfig,
+		TLSHandshakeTimeout:   5 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		MaxConnsPerHost:       conns,
+		MaxIdleConns:          conns,
+		MaxIdleConnsPerHost:   conns,
+		IdleConnTimeout:       idleTimeout,
+	}
+	config.HttpClient = &http.Client{Transport: recorder{next: transport}}
+	client, err := api.NewClient(config)
+	if err != nil {
+		return connection{}, "", err
+	}
+	return connection{api: client, idle: transport.CloseIdleConnections}, scheme + "://" + rest, nil
+}
+
+// overrideTLS lays the fields that are set in over those of conf.
+func overrideTLS(conf *api.TLSConfig, over api.TLSConfig) {
+	for _, f := range []struct {
+		to   *string
+		from string
+	}{
+		{&conf.Address, over.Address},
+		{&conf.CAFile, over.CAFile},
+		{&conf.CAPath, over.CAPath},
+		{&conf.CertFile, over.CertFile},
+		{&conf.KeyFile, over.KeyFile},
+	} {
+		if f.from != "" {
+			*f.to = f.from
+		}
+	}
+	for _, f := range []struct{ to, from *[]byte }{
+		{&conf.CAPem, &over.CAPem},
+		{&conf.CertPEM, &over.CertPEM},
+		{&conf.KeyPEM, &over.KeyPEM},
+	} {
+		if len(*f.from) > 0 {
+			*f.to = *f.from
+		}
+	}
+	if over.InsecureSkipVerify {
+		conf.InsecureSkipVerify = true
+	}
+}

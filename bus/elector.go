@@ -1,0 +1,287 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// rankDelay is how much longer each further choice waits before it takes a free inbox.
+const rankDelay = 300 * time.Millisecond
+
+// ownerLock is the value of an agent's lock key.
+type ownerLock struct {
+	Agent   string        `json:"agent"`
+	Gateway string        `json:"gateway"`
+	Since   envelope.Time `json:"since"`
+}
+
+// elector takes and gives up the inboxes that this gateway may serve.
+type elector struct {
+	b *Bus
+
+	mu     sync.Mutex
+	serves map[string]served
+	terms  map[string]*inbox
+	// owners is the last picture of all agent locks.
+	owners map[string]Owner
+	closed bool
+	// wake carries wake-ups (capacity 1).
+	wake chan struct{}
+}
+
+type served struct {
+	spec    AgentSpec
+	handler Handler
+	// freeSince is when this gateway first saw the inbox without an owner.
+	freeSince time.Time
+}
+
+// Owner is who drains an agent's inbox.
+type Owner struct {
+	Agent, Gateway string
+	Since          time.Time
+	// Token is the fencing token of the term.
+	Token   uint64
+	session string
+}
+
+func newElector(b *Bus) *elector {
+	return &elector{b: b, serves: map[string]served{}, terms: map[string]*inbox{}, owners: map[string]Owner{}, wake: make(chan struct{}, 1)}
+}
+
+func (el *elector) kick() {
+	select {
+	case el.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (el *elector) serve(spec AgentSpec, h Handler) {
+	el.mu.Lock()
+	el.serves[spec.ID] = served{spec: spec, handler: h}
+	el.mu.Unlock()
+	el.kick()
+}
+
+// run follows the locks until ctx ends.
+func (el *elector) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		el.b.watchForever(ctx, ownersPrefix, func(pairs []Pair) error {
+			owners := map[string]Owner{}
+			for _, p := range pairs {
+				if len(p.Key) <= len(agentOwners) || p.Key[:len(agentOwners)] != agentOwners || p.Session == "" {
+					continue
+				}
+				var v ownerLock
+				_ = json.Unmarshal(p.Value, &v)
+				agent := p.Key[len(agentOwners):]
+				owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
+			}
+			el.mu.Lock()
+			el.owners = owners
+			el.mu.Unlock()
+			el.kick()
+			return nil
+		})
+	}()
+	t := time.NewTimer(time.Hour)
+	defer t.Stop()
+	for {
+		select {
+		case <-el.wake:
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		if next := el.reconcile(ctx); next > 0 {
+			t.Reset(next)
+		}
+	}
+}
+
+// reconcile compares what is with what should be, and returns when to look again (0: at the next
+// wake-up).
+func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
+	session := el.b.session.id()
+	el.mu.Lock()
+	var free []served
+	for id, s := range el.serves {
+		o, owned := el.owners[id]
+		term := el.terms[id]
+		if term != nil && term.ctx.Err() != nil {
+			if !term.idle() {
+				again = 10 * time.Millisecond // the last term must be over before the next
+				continue
+			}
+			delete(el.terms, id)
+			term = nil
+		}
+		if term != nil {
+			if !owned || o.session != term.session {
+				// The watch may be behind our own locking: only a picture that is
+				// newer than the term can depose it, which its own session tells.
+				if term.session != session || (owned && o.Token > term.term) {
+					go term.depose(ErrDeposed)
+				}
+			}
+			continue
+		}
+		if session == "" || el.closed {
+			continue
+		}
+		if owned && o.session != session {
+			s.freeSince = time.Time{}
+			el.serves[id] = s
+			continue
+		}
+		now := time.Now()
+		if s.freeSince.IsZero() {
+			s.freeSince = now
+			el.serves[id] = s
+		}
+		if w := s.freeSince.Add(time.Duration(s.spec.Rank) * rankDelay).Sub(now); w > 0 && !owned {
+			if again == 0 || w < again {
+				again = w
+			}
+			continue
+		}
+		free = append(free, s)
+	}
+	el.mu.Unlock()
+	for _, s := range free {
+		if err := el.take(ctx, s, session); err != nil {
+			var refused *TxnError
+			if !errors.As(err, &refused) {
+				el.b.log.Warn("cannot take an inbox; trying again", "agent", s.spec.ID, "error", err)
+			}
+			if again == 0 || again > time.Second {
+				again = time.Second
+			}
+		}
+	}
+	return again
+}
+
+// take locks an agent's inbox and starts its term.
+func (el *elector) take(ctx context.Context, s served, session string) error {
+	now := envelope.At(time.Now())
+	pairs, err := el.b.store.Txn(ctx, []Op{
+		{Verb: OpCheckSession, Key: gatewayLockKey(el.b.cfg.Gateway), Session: session},
+		{Verb: OpLock, Key: agentLockKey(s.spec.ID), Session: session, Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
+	})
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
+	}
+	ib := el.b.newInbox(s.spec, s.handler, session, pairs[1].ModifyIndex)
+	el.mu.Lock()
+	if el.closed {
+		el.mu.Unlock()
+		ib.cancel(ErrStopped)
+		return nil
+	}
+	el.terms[s.spec.ID] = ib
+	s.freeSince = time.Time{}
+	el.serves[s.spec.ID] = s
+	el.mu.Unlock()
+	el.b.emit(Event{Event: EventOwned, At: now, Gateway: el.b.cfg.Gateway, To: s.spec.ID})
+	ib.start()
+	el.b.registry.kick()
+	return nil
+}
+
+// idle reports whether nothing of the term runs any more.
+func (ib *inbox) idle() bool {
+	select {
+	case <-ib.over():
+		return true
+	default:
+		return false
+	}
+}
+
+// owned lists the agents whose inboxes this gateway drains now.
+func (el *elector) owned() []AgentSpec {
+	el.mu.Lock()
+	defer el.mu.Unlock()
+	var list []AgentSpec
+	for _, t := range el.terms {
+		if t.ctx.Err() == nil {
+			list = append(list, t.spec)
+		}
+	}
+	return list
+}
+
+func (el *elector) deposeAll(cause error) {
+	el.mu.Lock()
+	terms := make([]*inbox, 0, len(el.terms))
+	for _, t := range el.terms {
+		terms = append(terms, t)
+	}
+	el.mu.Unlock()
+	for _, t := range terms {
+		t.depose(cause)
+	}
+}
+
+// handover ends all terms in order: no new work, running work gets until ctx ends, then the locks
+// are released at once, so that a successor has them in milliseconds.
+func (el *elector) handover(ctx context.Context) {
+	el.mu.Lock()
+	el.closed = true
+	terms := make([]*inbox, 0, len(el.terms))
+	for _, t := range el.terms {
+		terms = append(terms, t)
+	}
+	el.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, t := range terms {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			t.handover(ctx)
+		}()
+	}
+	wg.Wait()
+}
+
+// handover ends one term in order.
+func (ib *inbox) handover(ctx context.Context) {
+	if ib.ctx.Err() != nil {
+		return
+	}
+	ib.stopIn()
+	grace := time.NewTimer(ib.b.cfg.DrainGrace)
+	defer grace.Stop()
+	select {
+	case <-ib.over():
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+	ib.stop()
+	select {
+	case <-ib.over():
+	case <-ctx.Done():
+		ib.b.log.Warn("work did not stop in time; its messages go to the next owner as they are", "agent", ib.spec.ID)
+	}
+	// What the last handlers handed to the writer is ahead of this in its queue.
+	flushed := make(chan error, 1)
+	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: []Op{{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}}, done: func(err error) { flushed <- err }})
+	err := <-flushed
+	ib.cancel(ErrStopped)
+	if err != nil {
+		ib.b.log.Warn("cannot release an inbox; its lock ends with the session", "agent", ib.spec.ID, "error", err)
+		return
+	}
+	ib.b.emit(Event{Event: EventReleased, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID})
+}

@@ -1,0 +1,76 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Sentinels of the bus.
+var (
+	// ErrUnknownAgent: no gateway has ever served the agent.
+	ErrUnknownAgent = errors.New("unknown agent")
+	// ErrOutcomeUnknown: the store did not say in time whether it took the message. It
+	// may have. Send it again under the same id, or look the id up: both are safe.
+	ErrOutcomeUnknown = errors.New("not known whether the message was accepted")
+	// ErrStopped: the bus is stopping or stopped.
+	ErrStopped = errors.New("gateway is stopping")
+	// ErrDeposed: another gateway owns the agent now; what was done is not recorded.
+	ErrDeposed = errors.New("no longer the owner")
+	// ErrReplaced: another process runs under this gateway's name.
+	ErrReplaced = errors.New("another process took over this gateway's name")
+	// ErrNotFound: no trace of the message.
+	ErrNotFound = errors.New("message not found")
+)
+
+// RetryAfter makes a handler's failure be retried after d instead of the backoff.
+func RetryAfter(d time.Duration, cause error) error { return &retryAfter{d, cause} }
+
+type retryAfter struct {
+	after time.Duration
+	cause error
+}
+
+func (e *retryAfter) Error() string { return e.cause.Error() }
+func (e *retryAfter) Unwrap() error { return e.cause }
+
+// Never makes a handler's failure final: the message goes to the dead letters
+// with the class.
+func Never(class envelope.Class, cause error) error { return &never{class, cause} }
+
+type never struct {
+	class envelope.Class
+	cause error
+}
+
+func (e *never) Error() string { return e.cause.Error() }
+func (e *never) Unwrap() error { return e.cause }
+
+// A DeadLetterError is the end of a message that was given up.
+type DeadLetterError struct {
+	MessageID string
+	Agent     string
+	Class     envelope.Class
+	Reason    string
+}
+
+func (e *DeadLetterError) Error() string {
+	return fmt.Sprintf("message %s to %s was given up (%s): %s", e.MessageID, e.Agent, e.Class, e.Reason)
+}
+
+// A NoAnswerError says what is known of a question whose answer did not come in time.
+// The question goes on: its answer, if any, is found under its id.
+type NoAnswerError struct {
+	MessageID string
+	Agent     string
+	Facts     Facts
+	Cause     error
+}
+
+func (e *NoAnswerError) Error() string {
+	return fmt.Sprintf("no answer from %s yet to %s (%s); it may still come: message show %s", e.Agent, e.MessageID, e.Facts, e.MessageID)
+}
+
+func (e *NoAnswerError) Unwrap() error { return e.Cause }

@@ -1,0 +1,473 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// AgentSpec describes an agent that this gateway may serve.
+type AgentSpec struct {
+	// ID names the agent and its inbox.
+	ID, Name, Description, Workspace string
+	// Capabilities are what others may ask of it, as "infra.check".
+	Capabilities []string
+	// Rank orders the gateways that may serve the agent: 0 goes first, each further one
+	// waits rankDelay longer before it takes a free inbox.
+	Rank int
+	// MaxConcurrent bounds the conversations worked on at once; 0 means 32.
+	MaxConcurrent int
+	// AckTimeout bounds one attempt; 0 means 10 minutes.
+	AckTimeout time.Duration
+}
+
+// A Handler does an agent's work.
+type Handler interface {
+	// Handle works on one message. Messages of one conversation come one after another, in
+	// order; different conversations come at the same time. Returning nil acks; the
+	// reply and what was sent through m go out in the same transaction. Other
+	// results: [RetryAfter], [Never], any other error (retried after a backoff). ctx ends at
+	// the ack timeout and when this gateway no longer owns the agent; a handler
+	// that goes on then works for nothing: its outcome is refused.
+	Handle(ctx context.Context, m *Incoming) error
+}
+
+// HandlerFunc makes a function a Handler.
+type HandlerFunc func(ctx context.Context, m *Incoming) error
+
+// Handle calls f.
+func (f HandlerFunc) Handle(ctx context.Context, m *Incoming) error { return f(ctx, m) }
+
+const (
+	// quick is how long an answer may take without a write of its own: below it, "delivered"
+	// travels in the receipt.
+	quick = 10 * time.Millisecond
+	// patience is how long a message may wait behind others of its conversation before it gets
+	// a record of its own, so that the lane's cursor can go on.
+	patience = time.Second
+	// heldItems and heldBytes bound what one inbox holds in memory; the rest waits in
+	// its lanes.
+	heldItems = 2048
+	heldBytes = 64 << 20
+	// fetchSlots is how many slots are read at once.
+	fetchSlots = 8
+)
+
+// inbox is one term of owning an agent: it ends with the ownership and is never reused.
+type inbox struct {
+	b       *Bus
+	spec    AgentSpec
+	handler Handler
+	// term is the fencing token: the lock's ModifyIndex when it was taken.
+	term uint64
+	// session is the one that holds the lock.
+	session string
+
+	// ctx ends with the ownership. When the inbox is handed over, intake ends first (nothing
+	// new is begun) and work, which handlers run under, some time later.
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
+	work      context.Context
+	stop      context.CancelFunc
+	intake    context.Context
+	stopIn    context.CancelFunc
+	wg        sync.WaitGroup // everything that runs for this term
+	overOnce  sync.Once
+	overClose chan struct{}
+	slots     chan struct{} // bounds concurrent handlers
+
+	mu      sync.Mutex
+	sources map[string]*source
+	convs   map[string]*conversation
+	// active holds every message in memory by its key; duplicates of these are recognised
+	// before they have a receipt.
+	active map[string]*job
+	// asks finds the job that waits for an answer, by the question's id.
+	asks      map[string]*job
+	held      int
+	heldBytes int
+	// room is closed and replaced when held shrinks.
+	room chan struct{}
+}
+
+func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *inbox {
+	if spec.MaxConcurrent <= 0 {
+		spec.MaxConcurrent = 32
+	}
+	if spec.AckTimeout <= 0 {
+		spec.AckTimeout = 10 * time.Minute
+	}
+	ib := &inbox{
+		b: b, spec: spec, handler: h, session: session, term: term,
+		slots:   make(chan struct{}, spec.MaxConcurrent),
+		sources: map[string]*source{}, convs: map[string]*conversation{},
+		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
+	}
+	ib.ctx, ib.cancel = context.WithCancelCause(b.life)
+	ib.work, ib.stop = context.WithCancel(ib.ctx)
+	ib.intake, ib.stopIn = context.WithCancel(ib.work)
+	ib.overClose = make(chan struct{})
+	return ib
+}
+
+func (ib *inbox) start() {
+	ib.wg.Add(1)
+	go func() {
+		defer ib.wg.Done()
+		if err := ib.run(); err != nil && ib.intake.Err() == nil {
+			ib.b.log.Warn("inbox stopped; trying again", "agent", ib.spec.ID, "error", err)
+			ib.depose(err)
+		}
+	}()
+}
+
+// over is closed when nothing of the term runs any more.
+func (ib *inbox) over() <-chan struct{} {
+	ib.overOnce.Do(func() {
+		go func() {
+			ib.wg.Wait()
+			close(ib.overClose)
+		}()
+	})
+	return ib.overClose
+}
+
+// depose ends the term at once: the lock is gone or can no longer be trusted.
+func (ib *inbox) depose(cause error) {
+	if ib.ctx.Err() == nil {
+		ib.cancel(cause)
+		ib.b.emit(Event{Event: EventDeposed, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, Reason: cause.Error()})
+		ib.b.elector.kick()
+	}
+}
+
+// run loads what the last owner left and then takes what comes.
+func (ib *inbox) run() error {
+	about := Op{Verb: OpSet, Key: inboxAboutKey(ib.spec.ID), Value: mustEncode("Inbox of agent " + ib.spec.ID +
+		": one bell per source gateway under from/. Waiting mail is in openclaw/lanes/<gateway>/" + ib.spec.ID + "/, work in progress in openclaw/pending/" + ib.spec.ID + "/.")}
+	if p, err := ib.b.store.Get(ib.intake, about.Key); err != nil {
+		return err
+	} else if p == nil || string(p.Value) != string(about.Value) {
+		if _, err := ib.b.store.Txn(ib.intake, []Op{about}); err != nil {
+			return fmt.Errorf("write %s: %w", about.Key, err)
+		}
+	}
+	if err := ib.loadPending(); err != nil {
+		return err
+	}
+	return ib.b.watch(ib.intake, inboxPrefix(ib.spec.ID), func(pairs []Pair) error {
+		for _, p := range pairs {
+			from := sourceOfBell(ib.spec.ID, p.Key)
+			if from == "" {
+				continue
+			}
+			if err := ib.ring(from, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// source returns the receiving end of a lane, loading it the first time.
+func (ib *inbox) source(from string) (*source, error) {
+	ib.mu.Lock()
+	s := ib.sources[from]
+	ib.mu.Unlock()
+	if s != nil {
+		return s, nil
+	}
+	s, err := loadSource(ib.intake, ib.b, ib.spec.ID, from)
+	if err != nil {
+		return nil, err
+	}
+	s.fetched = s.page.cursor
+	ib.mu.Lock()
+	ib.sources[from] = s
+	ib.mu.Unlock()
+	return s, nil
+}
+
+// ring reads what a bell announces.
+func (ib *inbox) ring(from string, p Pair) error {
+	var bl bell
+	if err := json.Unmarshal(p.Value, &bl); err != nil {
+		ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
+			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
+		return nil
+	}
+	s, err := ib.source(from)
+	if err != nil {
+		return err
+	}
+	for s.fetched < bl.Seq {
+		if s.fetched+1 == bl.Seq && len(bl.Entry) > 0 {
+			if err := ib.admit(s, bl.Seq, bl.Entry); err != nil {
+				return err
+			}
+			continue
+		}
+		last := min(bl.Seq, s.fetched+fetchSlots)
+		if len(bl.Entry) > 0 {
+			last = min(last, bl.Seq-1)
+		}
+		var ops []Op
+		for n := s.fetched + 1; n <= last; n++ {
+			ops = append(ops, Op{Verb: OpGet, Key: slotKey(from, ib.spec.ID, n)})
+		}
+		pairs, err := ib.b.store.Txn(ib.intake, ops)
+		if err != nil {
+			return fmt.Errorf("read lane from %s: %w", from, err)
+		}
+		for _, sp := range pairs {
+			if err := ib.admit(s, s.fetched+1, sp.Value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// admit takes one entry into memory and hands its messages to their conversations. It
+// waits while the inbox holds all it may.
+func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
+	if err := ib.waitForRoom(len(raw)); err != nil {
+		return err
+	}
+	le := &laneEntry{src: s, seq: seq}
+	var e entry
+	switch err := json.Unmarshal(raw, &e); {
+	case len(raw) == 0:
+		ib.b.emit(Event{Event: EventGap, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
+			Reason: fmt.Sprintf("entry %d is missing: somebody deleted %s", seq, slotKey(s.from, ib.spec.ID, seq))})
+	case err != nil || e.Seq != seq:
+		if err == nil {
+			err = fmt.Errorf("it says it is entry %d", e.Seq)
+		}
+		ib.bury(le, s, string(raw), fmt.Sprintf("%s-%s", s.from, padded(seq)), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
+		return nil
+	}
+	le.count = max(e.Count, s.page.count)
+	le.open = len(e.Items)
+	s.mu.Lock()
+	s.fetched = seq
+	s.entries = append(s.entries, le)
+	s.mu.Unlock()
+	if len(e.Items) == 0 {
+		ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, done: func(error) {}})
+		return nil
+	}
+	jobs := make([]*job, 0, len(e.Items))
+	for i, it := range e.Items {
+		env, err := envelope.Decode(it.Envelope)
+		if err != nil {
+			class := envelope.ClassPoison
+			if v := (*envelope.VersionError)(nil); errors.As(err, &v) {
+				class = envelope.ClassVersion
+			}
+			ib.buryItem(le, s, it, i, class, err)
+			continue
+		}
+		j := &job{ib: ib, src: s, entry: le, lane: seq, item: i, env: env,
+			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At}}
+		if err := j.misplaced(); err != nil {
+			ib.buryItem(le, s, it, i, envelope.ClassUndeliverable, err)
+			continue
+		}
+		if ib.duplicate(j) {
+			ib.b.emit(j.event(EventDuplicate))
+			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{j}, done: func(error) {}})
+			continue
+		}
+		jobs = append(jobs, j)
+	}
+	for _, j := range jobs {
+		ib.enter(j, len(j.env.Canonical()))
+		ib.dispatch(j)
+	}
+	if len(jobs) > 0 {
+		time.AfterFunc(patience, func() {
+			for _, j := range jobs {
+				j.parkWaiting()
+			}
+		})
+	}
+	return nil
+}
+
+// duplicate reports whether the message has been taken before, and otherwise marks it
+// as being here.
+func (ib *inbox) duplicate(j *job) bool {
+	if _, ok := j.src.known(j.env.MessageID); ok {
+		return true
+	}
+	ib.mu.Lock()
+	defer ib.mu.Unlock()
+	if ib.active[j.env.Key()] != nil {
+		return true
+	}
+	ib.active[j.env.Key()] = j
+	return false
+}
+
+func (ib *inbox) enter(j *job, size int) {
+	ib.mu.Lock()
+	defer ib.mu.Unlock()
+	j.size = size
+	ib.held++
+	ib.heldBytes += size
+	ib.active[j.env.Key()] = j
+}
+
+// leave forgets a message that reached its end.
+func (ib *inbox) leave(j *job) {
+	ib.mu.Lock()
+	defer ib.mu.Unlock()
+	if ib.active[j.env.Key()] != j {
+		return
+	}
+	delete(ib.active, j.env.Key())
+	for _, c := range j.asked {
+		delete(ib.asks, c)
+	}
+	ib.held--
+	ib.heldBytes -= j.size
+	close(ib.room)
+	ib.room = make(chan struct{})
+}
+
+func (ib *inbox) waitForRoom(n int) error {
+	for {
+		ib.mu.Lock()
+		ok := ib.held < heldItems && (ib.heldBytes+n <= heldBytes || ib.held == 0)
+		room := ib.room
+		ib.mu.Unlock()
+		if ok {
+			return ib.intake.Err()
+		}
+		select {
+		case <-room:
+		case <-ib.intake.Done():
+			return ib.intake.Err()
+		}
+	}
+}
+
+// buryItem sends an item that cannot be handled to the dead letters.
+func (ib *inbox) buryItem(le *laneEntry, s *source, it item, i int, class envelope.Class, cause error) {
+	var head struct {
+		MessageID string `json:"message_id"`
+	}
+	id := fmt.Sprintf("%s-%s-%d", s.from, padded(le.seq), i)
+	if json.Unmarshal(it.Envelope, &head) == nil && validID(head.MessageID) {
+		id = head.MessageID
+	}
+	ib.bury(le, s, string(it.Envelope), id, class, cause)
+}
+
+func validID(id string) bool {
+	return len(id) == 36 && !strings.ContainsAny(id, "/ \n")
+}
+
+// bury writes a dead letter for something that has no job.
+func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.Class, cause error) {
+	now := envelope.At(time.Now())
+	d := envelope.Delivery{State: envelope.DeadLetter, DeadAt: &now, Class: class, LastError: cause.Error(), Owner: ib.b.cfg.Gateway}
+	if len(raw) > envelope.MaxEncoded {
+		raw = raw[:envelope.MaxEncoded]
+	}
+	if le.open == 0 { // a whole entry, not one of its items
+		le.open, le.count = 1, s.page.count
+		s.mu.Lock()
+		s.fetched = le.seq
+		s.entries = append(s.entries, le)
+		s.mu.Unlock()
+	}
+	ev := Event{Event: EventDeadLetter, At: now, Gateway: ib.b.cfg.Gateway, MessageID: id, From: "@" + s.from, To: ib.spec.ID,
+		State: envelope.DeadLetter, Class: class, Reason: cause.Error()}
+	ib.b.writer.submit(&unit{
+		ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}},
+		receipts: []ownedReceipt{{s, receipt{ID: id, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
+		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from})}},
+		done: func(err error) {
+			if err == nil {
+				ib.b.emit(ev)
+			}
+		},
+	})
+}
+
+// loadPending takes over the messages that have records of their own, in the order of
+// their lanes, before anything newer of their conversations is read.
+func (ib *inbox) loadPending() error {
+	prefix := pendingPrefix(ib.spec.ID)
+	pairs, err := ib.b.store.List(ib.intake, prefix)
+	if err != nil {
+		return fmt.Errorf("read pending of %s: %w", ib.spec.ID, err)
+	}
+	byID := map[string]*job{}
+	var jobs []*job
+	for _, p := range pairs {
+		id, rest, _ := strings.Cut(p.Key[len(prefix):], "/")
+		if rest != "" {
+			j := byID[id]
+			child, ok := strings.CutPrefix(rest, "answers/")
+			env, err := envelope.Decode(p.Value)
+			if j == nil || !ok || err != nil {
+				ib.b.log.Warn("answer without its question; left alone", "key", p.Key)
+				continue
+			}
+			at := p.ModifyIndex
+			j.answers[child] = env
+			j.stored = append(j.stored, storedAnswer{p.Key, &at})
+			continue
+		}
+		var rec pendingRecord
+		env, err := (*envelope.Sealed)(nil), json.Unmarshal(p.Value, &rec)
+		if err == nil {
+			env, err = envelope.Decode(rec.Envelope)
+		}
+		if err != nil {
+			ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: id,
+				Class: envelope.ClassPoison, Reason: fmt.Sprintf("pending record is not readable, left where it is (%s): %v", p.Key, err)})
+			continue
+		}
+		s, err := ib.source(env.SourceGateway)
+		if err != nil {
+			return err
+		}
+		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, at: p.ModifyIndex, parked: true,
+			answers: map[string]*envelope.Sealed{}}
+		byID[id] = j
+		jobs = append(jobs, j)
+	}
+	sort.SliceStable(jobs, func(a, b int) bool {
+		if jobs[a].src != jobs[b].src {
+			return jobs[a].src.from < jobs[b].src.from
+		}
+		if jobs[a].lane != jobs[b].lane {
+			return jobs[a].lane < jobs[b].lane
+		}
+		return jobs[a].item < jobs[b].item
+	})
+	for _, j := range jobs {
+		ib.enter(j, len(j.env.Canonical()))
+		ib.mu.Lock()
+		for _, c := range j.asked {
+			if j.answers[c] == nil {
+				ib.asks[c] = j
+			}
+		}
+		ib.mu.Unlock()
+		ib.b.tracks.begin(j.env)
+		ib.toConversation(j)
+	}
+	return nil
+}

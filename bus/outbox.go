@@ -1,0 +1,329 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Outgoing is a message to be sent. To, From and Payload are required; the rest has
+// defaults.
+type Outgoing struct {
+	// ID makes sending again safe: the same id is the same message. Empty: a new one.
+	ID      string
+	To      envelope.Address
+	From    string
+	Payload json.RawMessage
+	// Capability is what is asked of the agent.
+	Capability string
+	// TTL and MaxHops; 0: the bus's defaults.
+	TTL     time.Duration
+	MaxHops int
+	// ConversationID; empty: a conversation of its own.
+	ConversationID string
+	CorrelationID  string
+	InReplyTo      string
+	// ReplyTo is the agent that wants the answer; empty: none.
+	ReplyTo     string
+	Terminal    bool
+	Budget      *envelope.Budget
+	Traceparent string
+}
+
+// seal fills the defaults and fixes the bytes.
+func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
+	if o.ID == "" {
+		o.ID = envelope.NewID()
+	}
+	if o.TTL == 0 {
+		o.TTL = b.cfg.TTL
+	}
+	if o.MaxHops == 0 {
+		o.MaxHops = b.cfg.MaxHops
+	}
+	if o.ConversationID == "" {
+		o.ConversationID = o.ID
+	}
+	if o.CorrelationID == "" {
+		o.CorrelationID = o.ID
+	}
+	if len(o.Payload) > b.cfg.MaxPayload {
+		return nil, fmt.Errorf("payload is %d bytes, at most %d: %w", len(o.Payload), b.cfg.MaxPayload, ErrTooLarge)
+	}
+	return envelope.Seal(envelope.Envelope{
+		SchemaVersion: envelope.Version, MessageID: o.ID, CorrelationID: o.CorrelationID, ConversationID: o.ConversationID,
+		InReplyTo: o.InReplyTo, ReplyTo: o.ReplyTo, SourceGateway: b.cfg.Gateway, SourceAgent: o.From,
+		TargetGateway: o.To.Gateway, TargetAgent: o.To.Agent, Capability: o.Capability, Payload: o.Payload,
+		CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(o.TTL), MaxHops: o.MaxHops, Terminal: o.Terminal,
+		Budget: o.Budget, Traceparent: o.Traceparent,
+	})
+}
+
+// Send puts a message into its target's inbox. When it returns nil the message is accepted: it
+// is durable in the store. Errors: envelope.ErrInvalid, [ErrTooLarge], [ErrUnknownAgent],
+// [ErrStopped], [ErrUnavailable] (nothing was written), [ErrOutcomeUnknown] (it may
+// have been; the returned envelope has the id to look for or to send again).
+func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
+	s, err := b.seal(o)
+	if err != nil {
+		return nil, err
+	}
+	if b.stopping.Load() {
+		return nil, ErrStopped
+	}
+	if err := b.checkTarget(ctx, o.To); err != nil {
+		return nil, err
+	}
+	if b.writer.full() {
+		return nil, fmt.Errorf("%w: %d MiB wait to be written already", ErrUnavailable, queueBytes>>20)
+	}
+	b.tracks.begin(s)
+	done := make(chan error, 1)
+	b.writer.submit(&unit{ctx: ctx, sends: []*envelope.Sealed{s}, items: [][]byte{encodeItem(s, nil)}, done: func(err error) {
+		if err == nil {
+			b.sent(s)
+		}
+		done <- err
+	}})
+	select {
+	case err := <-done:
+		return s, err
+	case <-ctx.Done():
+		return s, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+	}
+}
+
+// sent makes acceptance known.
+func (b *Bus) sent(s *envelope.Sealed) {
+	b.tracks.begin(s)
+	ev := b.eventOf(EventQueued, &s.Envelope)
+	ev.State = envelope.Queued
+	b.emit(ev)
+}
+
+// AskAPI sends a question for a client of this gateway; its answer comes to the gateway's own
+// inbox and is kept for ResultRetention. Wait for it with Await.
+func (b *Bus) AskAPI(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
+	o.ReplyTo = b.cfg.Gateway
+	return b.Send(ctx, o)
+}
+
+// Await waits until done says so of a message of this gateway, and returns what is known of it then,
+// or with ctx's error when ctx ends first.
+func (b *Bus) Await(ctx context.Context, id string, done func(Track) bool) (Track, error) {
+	return b.tracks.wait(ctx, id, done)
+}
+
+// Track returns what this gateway remembers of a message, and a channel that is closed at
+// the next change.
+func (b *Bus) Track(id string) (Track, <-chan struct{}, bool) { return b.tracks.get(id) }
+
+// Recent lists what this gateway remembers of the newest messages, newest first.
+func (b *Bus) Recent(limit int) []Status {
+	list := []Status{}
+	for _, id := range b.tracks.recent(limit) {
+		if st, ok := b.remembered(id); ok {
+			list = append(list, *st)
+		}
+	}
+	return list
+}
+
+// outbox learns what became of what this gateway sent.
+type outbox struct {
+	b *Bus
+
+	mu    sync.Mutex
+	lanes map[string]*laneShared
+	// read is how far the receipts of each agent were read; only follow touches it.
+	read map[string]readMark
+	// resultsDue is when old answers are looked for next; only sweep touches it.
+	resultsDue time.Time
+}
+
+type readMark struct {
+	page uint64
+	n    int
+}
+
+func newOutbox(b *Bus) *outbox {
+	return &outbox{b: b, lanes: map[string]*laneShared{}, read: map[string]readMark{}}
+}
+
+func (o *outbox) shared(to string) *laneShared {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l := o.lanes[to]
+	if l == nil {
+		l = &laneShared{}
+		o.lanes[to] = l
+	}
+	return l
+}
+
+// prepare writes the resident key of the receipts, without which Consul would wake their
+// watch for unrelated writes.
+func (o *outbox) prepare(ctx context.Context) error {
+	key := receiptsAboutKey(o.b.cfg.Gateway)
+	value := mustEncode("Receipts for what " + o.b.cfg.Gateway + " sent: from/<agent> holds the cursor of the lane and the newest ones, openclaw/ledger/ the older.")
+	p, err := o.b.store.Get(ctx, key)
+	if err == nil && (p == nil || string(p.Value) != string(value)) {
+		_, err = o.b.store.Txn(ctx, []Op{{Verb: OpSet, Key: key, Value: value}})
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	// Receipts from before this start belong to messages that nobody here waits for.
+	pairs, err := o.b.store.List(ctx, receiptsPrefix(o.b.cfg.Gateway))
+	if err != nil {
+		return fmt.Errorf("read receipts: %w", err)
+	}
+	for _, p := range pairs {
+		if agent, h, ok := o.parse(p); ok {
+			o.read[agent] = readMark{h.Page, len(h.Receipts)}
+			raise(&o.shared(agent).cursor, h.Cursor)
+		}
+	}
+	return nil
+}
+
+func (o *outbox) parse(p Pair) (agent string, h receiptHead, ok bool) {
+	prefix := receiptsPrefix(o.b.cfg.Gateway) + "from/"
+	if len(p.Key) <= len(prefix) || p.Key[:len(prefix)] != prefix {
+		return "", h, false
+	}
+	if err := json.Unmarshal(p.Value, &h); err != nil {
+		o.b.log.Warn("receipts are not readable; waiting for the next", "key", p.Key, "error", err)
+		return "", h, false
+	}
+	return p.Key[len(prefix):], h, true
+}
+
+// follow reads receipts as they come.
+func (o *outbox) follow(ctx context.Context) {
+	last := map[string]uint64{}
+	o.b.watchForever(ctx, receiptsPrefix(o.b.cfg.Gateway), func(pairs []Pair) error {
+		for _, p := range pairs {
+			if last[p.Key] == p.ModifyIndex {
+				continue
+			}
+			agent, h, ok := o.parse(p)
+			if !ok {
+				continue
+			}
+			if err := o.receipts(ctx, agent, h); err != nil {
+				return err
+			}
+			last[p.Key] = p.ModifyIndex
+		}
+		return nil
+	})
+}
+
+// receipts takes in what one agent's owner wrote since the last look.
+func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) error {
+	l := o.shared(agent)
+	raise(&l.cursor, h.Cursor)
+	from := o.read[agent]
+	if h.Page < from.page || h.Page == from.page && len(h.Receipts) < from.n {
+		from = readMark{} // the key was deleted or restored: everything in it is news
+		from.page = h.Page
+	}
+	// Wake-ups merge: pages may have gone to the ledger unseen.
+	for n := from.page; n < h.Page; n += fetchSlots {
+		var ops []Op
+		for i := n; i < min(n+fetchSlots, h.Page); i++ {
+			ops = append(ops, Op{Verb: OpGet, Key: ledgerKey(o.b.cfg.Gateway, agent, i)})
+		}
+		pairs, err := o.b.store.Txn(ctx, ops)
+		if err != nil {
+			return fmt.Errorf("read ledger of %s: %w", agent, err)
+		}
+		for i, p := range pairs {
+			var old receiptHead
+			if p.Key == "" || json.Unmarshal(p.Value, &old) != nil {
+				continue
+			}
+			skip := 0
+			if n+uint64(i) == from.page {
+				skip = min(from.n, len(old.Receipts))
+			}
+			o.tell(agent, old.Receipts[skip:])
+		}
+	}
+	skip := 0
+	if h.Page == from.page {
+		skip = min(from.n, len(h.Receipts))
+	}
+	o.tell(agent, h.Receipts[skip:])
+	o.read[agent] = readMark{h.Page, len(h.Receipts)}
+	return nil
+}
+
+func (o *outbox) tell(agent string, receipts []json.RawMessage) {
+	for _, raw := range receipts {
+		var r receipt
+		if err := json.Unmarshal(raw, &r); err != nil {
+			o.b.log.Warn("receipt is not readable", "agent", agent, "error", err)
+			continue
+		}
+		ev := Event{Event: EventReceipt, At: envelope.At(time.Now()), Gateway: o.b.cfg.Gateway, MessageID: r.ID, To: agent,
+			State: r.State, Attempt: r.Attempt, Class: r.Class, Reason: r.Error, By: r.Gateway}
+		if e := o.b.tracks.envelope(r.ID); e != nil {
+			full := o.b.eventOf(EventReceipt, &e.Envelope)
+			ev.CorrelationID, ev.From, ev.Capability, ev.Millis, ev.InReplyTo = full.CorrelationID, full.From, full.Capability, full.Millis, full.InReplyTo
+		}
+		o.b.emit(ev)
+	}
+}
+
+// sweepEvery is how often lanes that are not written to any more are looked at for slots that the
+// receiver has taken. Looking costs no write, and without such slots nothing else happens.
+const sweepEvery = 5 * time.Second
+
+func (o *outbox) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		o.mu.Lock()
+		var idle []string
+		for to, l := range o.lanes {
+			if l.waiting.Load() > 0 {
+				idle = append(idle, to)
+			}
+		}
+		o.mu.Unlock()
+		for _, to := range idle {
+			o.sweepLane(ctx, to)
+		}
+		o.b.dropResults(ctx)
+	}
+}
+
+// sweepLane deletes the taken slots of one lane, as long as that gets anywhere.
+func (o *outbox) sweepLane(ctx context.Context, to string) {
+	l := o.shared(to)
+	for before := int64(-1); ctx.Err() == nil; {
+		n := l.waiting.Load()
+		if n == 0 || n == before {
+			return
+		}
+		before = n
+		done := make(chan error, 1)
+		o.b.writer.submit(&unit{ctx: ctx, sweep: to, done: func(err error) { done <- err }})
+		if err := <-done; err != nil && !errors.Is(err, ErrStopped) {
+			o.b.log.Debug("sweep lane", "to", to, "error", err)
+			return
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+const (
+	// headReceipts is how many receipts may stand beside the cursor before the next write
+	// moves them to the ledger: a bigger page costs every quick ack more bytes, a smaller
+	// one more keys.
+	headReceipts = 32
+	// dedupeReceipts is the stated bound of the dedupe memory, in messages per lane.
+	dedupeReceipts = 16384
+)
+
+// source is the receiving end of one lane: (source gateway, this agent).
+type source struct {
+	agent, from string
+
+	mu sync.Mutex
+	// page is the receipts key as the store has it; the writer changes it.
+	page page
+	// entries are fetched and not yet all behind the cursor, in order.
+	entries []*laneEntry
+	// fetched is the newest entry that was read; only the consumer touches it.
+	fetched uint64
+	// seen is the dedupe memory; order holds its keys, oldest first.
+	seen  map[string]envelope.State
+	order []string
+}
+
+// laneEntry is one entry that was read from the lane.
+type laneEntry struct {
+	src        *source
+	seq, count uint64
+	// open is the number of its items that are not yet behind the cursor or in a
+	// record of their own, as far as the store knows.
+	open int
+}
+
+// page is the newest receipts and the cursor.
+type page struct {
+	index                 uint64
+	value                 []byte
+	number, cursor, count uint64
+	receipts              [][]byte
+	ledger                []ledgerPage
+}
+
+type ledgerPage struct {
+	number   uint64
+	receipts int
+}
+
+func (p *page) ledgerReceipts() int {
+	n := 0
+	for _, l := range p.ledger {
+		n += l.receipts
+	}
+	return n
+}
+
+func (s *source) headBytes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.page.value)
+}
+
+// loadSource reads the receiving end of a lane, dedupe memory included.
+func loadSource(ctx context.Context, b *Bus, agent, from string) (*source, error) {
+	s := &source{agent: agent, from: from}
+	return s, s.reload(ctx, b)
+}
+
+// reload takes the page over as the store has it.
+func (s *source) reload(ctx context.Context, b *Bus) error {
+	h, pair, err := b.readHead(ctx, s.from, s.agent)
+	if err != nil {
+		return err
+	}
+	prefix := ledgerPrefix(s.from, s.agent)
+	old, err := b.store.List(ctx, prefix)
+	if err != nil {
+		return fmt.Errorf("read ledger of %s from %s: %w", s.agent, s.from, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.page = page{number: h.Page, cursor: h.Cursor, count: h.Count}
+	if pair != nil {
+		s.page.index, s.page.value = pair.ModifyIndex, pair.Value
+	}
+	s.seen, s.order = map[string]envelope.State{}, nil
+	for _, p := range old {
+		var lp receiptHead
+		n, ok := parsePadded(p.Key[len(prefix):])
+		if !ok || json.Unmarshal(p.Value, &lp) != nil {
+			b.log.Warn("ledger page is not readable; ignored", "key", p.Key)
+			continue
+		}
+		s.page.ledger = append(s.page.ledger, ledgerPage{n, len(lp.Receipts)})
+		s.page.number = max(s.page.number, n+1)
+		s.rememberRawLocked(lp.Receipts)
+	}
+	for _, r := range h.Receipts {
+		s.page.receipts = append(s.page.receipts, r)
+	}
+	s.rememberRawLocked(h.Receipts)
+	return nil
+}
+
+func (s *source) rememberRawLocked(rs []json.RawMessage) {
+	for _, raw := range rs {
+		var r receipt
+		if json.Unmarshal(raw, &r) == nil {
+			s.rememberLocked(r.ID, r.State)
+		}
+	}
+}
+
+func (s *source) remember(id string, st envelope.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rememberLocked(id, st)
+}
+
+func (s *source) rememberLocked(id string, st envelope.State) {
+	if _, ok := s.seen[id]; !ok {
+		s.order = append(s.order, id)
+		if len(s.order) > dedupeReceipts {
+			delete(s.seen, s.order[0])
+			s.order = s.order[1:]
+		}
+	}
+	s.seen[id] = st
+}
+
+// known returns the state that the receipts have of a message.
+func (s *source) known(id string) (envelope.State, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st, ok := s.seen[id]
+	return st, ok
+}
+
+// commit makes a written page the current one.
+func (s *source) commit(pw pageWrite, index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.page = pw.next
+	s.page.index = index
+	s.entries = s.entries[pw.cursor:]
+}

@@ -1,0 +1,197 @@
+package bus
+
+import (
+	"context"
+	"strings"
+	"sync"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Facts are the four separate things that can be known of a message.
+type Facts struct {
+	Accepted  bool `json:"accepted"`
+	Delivered bool `json:"delivered"`
+	Acked     bool `json:"acked"`
+	Replied   bool `json:"replied"`
+	// Dead: given up; Class and Reason say why.
+	Dead   bool           `json:"dead"`
+	Class  envelope.Class `json:"class,omitempty"`
+	Reason string         `json:"reason,omitempty"`
+}
+
+func (f Facts) String() string {
+	var s []string
+	for _, x := range []struct {
+		on   bool
+		name string
+	}{{f.Accepted, "accepted"}, {f.Delivered, "delivered"}, {f.Acked, "acked"}, {f.Replied, "replied"}, {f.Dead, "given up"}} {
+		if x.on {
+			s = append(s, x.name)
+		}
+	}
+	if len(s) == 0 {
+		return "nothing known"
+	}
+	return strings.Join(s, ", ")
+}
+
+// Track is what this gateway remembers of one message.
+type Track struct {
+	Facts  Facts
+	Events []Event
+	// Envelope is nil when this gateway never held the message.
+	Envelope *envelope.Sealed
+	// Reply is the answer, once it is here.
+	Reply *envelope.Sealed
+}
+
+// maxTracks bounds the memory for timelines, in messages; the oldest go first. What
+// has gone is still found in the store ([Bus.Lookup]).
+const maxTracks = 4096
+
+// maxTrackEvents bounds one timeline; the newest are kept.
+const maxTrackEvents = 64
+
+type tracks struct {
+	mu   sync.Mutex
+	byID map[string]*trackEntry
+	ring [maxTracks]string
+	next int
+}
+
+type trackEntry struct {
+	Track
+	// changed is closed and replaced at every change; it carries wake-ups, not facts.
+	changed chan struct{}
+}
+
+func newTracks() *tracks { return &tracks{byID: make(map[string]*trackEntry)} }
+
+func (t *tracks) entryLocked(id string) *trackEntry {
+	e := t.byID[id]
+	if e == nil {
+		if old := t.ring[t.next]; old != "" {
+			delete(t.byID, old)
+		}
+		t.ring[t.next] = id
+		t.next = (t.next + 1) % maxTracks
+		e = &trackEntry{}
+		t.byID[id] = e
+	}
+	return e
+}
+
+func (e *trackEntry) wakeLocked() {
+	if e.changed != nil {
+		close(e.changed)
+		e.changed = nil
+	}
+}
+
+// begin remembers the envelope of a message that this gateway handles or sends.
+func (t *tracks) begin(s *envelope.Sealed) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entryLocked(s.MessageID)
+	if e.Envelope == nil {
+		e.Envelope = s
+	}
+}
+
+// note adds an event to a message's timeline.
+func (t *tracks) note(ev Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entryLocked(ev.MessageID)
+	if len(e.Events) >= maxTrackEvents {
+		e.Events = append(e.Events[:1], e.Events[2:]...)
+	}
+	e.Events = append(e.Events, ev)
+	switch ev.Event {
+	case EventQueued:
+		e.Facts.Accepted = true
+	case EventDelivered, EventAcked, EventDeadLetter, EventReceipt:
+		e.Facts.apply(ev)
+	case EventReplied:
+		e.Facts.Replied = true
+	}
+	e.wakeLocked()
+}
+
+func (f *Facts) apply(ev Event) {
+	f.Accepted = true
+	switch ev.State {
+	case envelope.Delivered, envelope.Failed:
+		f.Delivered = true
+	case envelope.Acked:
+		f.Delivered, f.Acked = true, true
+	case envelope.DeadLetter:
+		f.Dead, f.Class, f.Reason = true, ev.Class, ev.Reason
+	}
+}
+
+// replied remembers the answer; the caller emits the event.
+func (t *tracks) replied(id string, reply *envelope.Sealed) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entryLocked(id)
+	e.Reply = reply
+}
+
+// envelope returns the message itself, or nil.
+func (t *tracks) envelope(id string) *envelope.Sealed {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.byID[id]; e != nil {
+		return e.Envelope
+	}
+	return nil
+}
+
+// get returns a copy and a channel that is closed at the next change.
+func (t *tracks) get(id string) (Track, <-chan struct{}, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.byID[id]
+	if e == nil {
+		return Track{}, nil, false
+	}
+	if e.changed == nil {
+		e.changed = make(chan struct{})
+	}
+	c := e.Track
+	c.Events = append([]Event(nil), e.Events...)
+	return c, e.changed, true
+}
+
+// wait returns when done says so of the message, or with what is known when ctx ends.
+func (t *tracks) wait(ctx context.Context, id string, done func(Track) bool) (Track, error) {
+	for {
+		tr, changed, ok := t.get(id)
+		if !ok {
+			return Track{}, ErrNotFound
+		}
+		if done(tr) {
+			return tr, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return tr, ctx.Err()
+		}
+	}
+}
+
+// recent lists the ids of the newest messages, newest first.
+func (t *tracks) recent(n int) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var ids []string
+	for i := 1; i <= maxTracks && len(ids) < n; i++ {
+		if id := t.ring[(t.next-i+maxTracks)%maxTracks]; id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

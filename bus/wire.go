@@ -1,0 +1,148 @@
+package bus
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// bell is the value of a lane's bell key: the newest entry's number, and the entry
+// itself when it is small and nobody was behind when it was written.
+type bell struct {
+	Seq uint64 `json:"seq"`
+	// Count is the number of envelopes ever put into the lane.
+	Count uint64          `json:"count"`
+	Entry json.RawMessage `json:"entry,omitempty"`
+}
+
+// entry is what one write adds to a lane.
+type entry struct {
+	Seq   uint64        `json:"seq"`
+	Count uint64        `json:"count"`
+	At    envelope.Time `json:"at"`
+	Items []item        `json:"items"`
+}
+
+// item is one envelope in a lane with what its path added.
+type item struct {
+	Envelope json.RawMessage `json:"envelope"`
+	Hops     []envelope.Hop  `json:"hops,omitempty"`
+}
+
+// receipt is one fact about one message. The last one of a message is also its dedupe marker.
+type receipt struct {
+	ID      string         `json:"id"`
+	State   envelope.State `json:"state"`
+	At      envelope.Time  `json:"at"`
+	Gateway string         `json:"gateway"`
+	Attempt int            `json:"attempt,omitempty"`
+	Class   envelope.Class `json:"class,omitempty"`
+	Error   string         `json:"error,omitempty"`
+	// DeliveredAt is when the agent got it, in receipts of a later state.
+	DeliveredAt *envelope.Time `json:"delivered_at,omitempty"`
+}
+
+// receiptHead is the value of a lane's receipts key.
+type receiptHead struct {
+	// Cursor: every entry up to this one was taken; Count: the envelopes in them.
+	Cursor uint64 `json:"cursor"`
+	Count  uint64 `json:"count"`
+	// Page is the number that this page of receipts will have in the ledger.
+	Page     uint64            `json:"page"`
+	Receipts []json.RawMessage `json:"receipts"`
+}
+
+// pendingRecord is a message with a key of its own: worked on for longer than a moment,
+// waiting for its retry, or waiting behind one that is.
+type pendingRecord struct {
+	Delivery envelope.Delivery `json:"delivery"`
+	// Lane and Item give its place in the order of the source.
+	Lane     uint64          `json:"lane_seq"`
+	Item     int             `json:"item"`
+	Envelope json.RawMessage `json:"envelope"`
+	// Asked names the questions that the handling has sent.
+	Asked []string `json:"asked,omitempty"`
+}
+
+// deadRecord is a dead letter: everything about a message that was given up.
+type deadRecord struct {
+	Delivery envelope.Delivery `json:"delivery"`
+	// Envelope is as it was sealed; Raw instead of it when it could not be read.
+	Envelope json.RawMessage `json:"envelope,omitempty"`
+	Raw      string          `json:"raw,omitempty"`
+	// From is the lane it came by.
+	From string `json:"from"`
+}
+
+// resultRecord is the answer to a question that was asked through the API.
+type resultRecord struct {
+	Request string          `json:"request"`
+	At      envelope.Time   `json:"at"`
+	Reply   json.RawMessage `json:"reply"`
+}
+
+// mustEncode encodes our own records, which always encode.
+func mustEncode(v any) []byte {
+	b, err := envelope.Encode(v)
+	if err != nil {
+		panic(fmt.Sprintf("bus: %T does not encode: %v", v, err))
+	}
+	return b
+}
+
+// encodeItem is an item with the canonical bytes as they are.
+func encodeItem(s *envelope.Sealed, hops []envelope.Hop) []byte {
+	return mustEncode(item{Envelope: s.Canonical(), Hops: hops})
+}
+
+// encodeEntry joins items that are encoded already: they are big and many, and
+// encoding them again would be most of the sender's work.
+func encodeEntry(seq, count uint64, at envelope.Time, items [][]byte) []byte {
+	n := 96
+	for _, it := range items {
+		n += len(it) + 1
+	}
+	b := make([]byte, 0, n)
+	b = append(b, `{"seq":`...)
+	b = strconv.AppendUint(b, seq, 10)
+	b = append(b, `,"count":`...)
+	b = strconv.AppendUint(b, count, 10)
+	b = append(b, `,"at":`...)
+	b = append(b, mustEncode(at)...)
+	b = append(b, `,"items":[`...)
+	b = append(b, bytes.Join(items, []byte(","))...)
+	return append(b, `]}`...)
+}
+
+func encodeBell(seq, count uint64, inline []byte) []byte {
+	b := make([]byte, 0, 64+len(inline))
+	b = append(b, `{"seq":`...)
+	b = strconv.AppendUint(b, seq, 10)
+	b = append(b, `,"count":`...)
+	b = strconv.AppendUint(b, count, 10)
+	if inline != nil {
+		b = append(b, `,"entry":`...)
+		b = append(b, inline...)
+	}
+	return append(b, '}')
+}
+
+func encodeHead(cursor, count, page uint64, receipts [][]byte) []byte {
+	n := 96
+	for _, r := range receipts {
+		n += len(r) + 1
+	}
+	b := make([]byte, 0, n)
+	b = append(b, `{"cursor":`...)
+	b = strconv.AppendUint(b, cursor, 10)
+	b = append(b, `,"count":`...)
+	b = strconv.AppendUint(b, count, 10)
+	b = append(b, `,"page":`...)
+	b = strconv.AppendUint(b, page, 10)
+	b = append(b, `,"receipts":[`...)
+	b = append(b, bytes.Join(receipts, []byte(","))...)
+	return append(b, `]}`...)
+}

@@ -1,0 +1,733 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// unit is what must be written together or not at all.
+type unit struct {
+	// ctx bounds how long the caller waits; the writer drops the unit when it ended and
+	// the unit is known not to be written.
+	ctx   context.Context
+	sends []*envelope.Sealed
+	items [][]byte // sends, encoded
+
+	// What follows is an owner's, and is refused once it is deposed.
+	owner    *inbox
+	taken    []*job // resolved by this unit: their place in the lane is behind the cursor
+	receipts []ownedReceipt
+	pending  []pendingOp
+	extra    []Op
+
+	// sweep names a lane whose taken slots are to be deleted.
+	sweep string
+
+	// done gets the outcome exactly once, through finish.
+	done     func(error)
+	finished bool
+}
+
+func (u *unit) finish(err error) {
+	if !u.finished {
+		u.finished = true
+		u.done(err)
+	}
+}
+
+type ownedReceipt struct {
+	src *source
+	receipt
+}
+
+// pendingOp writes or (with a nil value) deletes a record of the owner. at is the index that
+// the key must have; only the writer reads and changes it.
+type pendingOp struct {
+	key   string
+	value []byte
+	at    *uint64
+}
+
+// Limits of one batch; all far below the store's.
+const (
+	batchUnits   = 512
+	entryBytes   = 240 << 10
+	receiptBytes = 256 // what one receipt is taken to cost
+)
+
+// writer is the one place that writes for delivery. It takes whatever units wait, packs them
+// into one transaction, and looks again: batches build themselves while a
+// transaction is in flight, and nothing waits for company.
+type writer struct {
+	b     *Bus
+	lanes map[string]*lane
+
+	mu      sync.Mutex
+	queue   []*unit
+	bytes   int // of queued sends
+	stopped bool
+	// wake carries wake-ups (capacity 1), not units.
+	wake chan struct{}
+	done chan struct{}
+}
+
+func newWriter(b *Bus) *writer {
+	return &writer{b: b, lanes: make(map[string]*lane), wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// queueBytes bounds the sends that wait in memory.
+const queueBytes = 32 << 20
+
+// submit queues a unit. Its done is called from the writer's goroutine, or from here
+// when the writer has stopped.
+func (w *writer) submit(u *unit) {
+	w.mu.Lock()
+	if w.stopped {
+		w.mu.Unlock()
+		u.finish(ErrStopped)
+		return
+	}
+	w.queue = append(w.queue, u)
+	w.bytes += u.size()
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// full reports whether new sends should be refused for now.
+func (w *writer) full() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bytes > queueBytes
+}
+
+func (u *unit) size() int {
+	n := 0
+	for _, it := range u.items {
+		n += len(it)
+	}
+	for _, p := range u.pending {
+		n += len(p.value)
+	}
+	for _, x := range u.extra {
+		n += len(x.Value)
+	}
+	return n + receiptBytes*len(u.receipts)
+}
+
+// run writes until ctx ends and the queue is empty or, at the latest, until
+// hard ends.
+func (w *writer) run(ctx, hard context.Context) {
+	defer close(w.done)
+	for {
+		batch := w.take()
+		if len(batch) > 0 {
+			w.commit(hard, batch)
+			continue
+		}
+		select {
+		case <-w.wake:
+			continue
+		default:
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+			w.mu.Lock()
+			empty := len(w.queue) == 0
+			if empty || hard.Err() != nil {
+				w.stopped = true
+				rest := w.queue
+				w.queue = nil
+				w.mu.Unlock()
+				for _, u := range rest {
+					u.finish(ErrStopped)
+				}
+				return
+			}
+			w.mu.Unlock()
+		}
+	}
+}
+
+// take removes the units of the next batch from the queue, in order, as many as
+// one transaction holds.
+func (w *writer) take() []*unit {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.queue) == 0 {
+		return nil
+	}
+	lim := w.b.store.Limits()
+	ops, size, n, envelopes := 1, 0, 0, 0
+	lanes := map[string]int{}
+	owners := map[*inbox]bool{}
+	pages := map[*source]bool{}
+	records := map[string]bool{}
+	for _, u := range w.queue {
+		o, s := ops, size+u.size()
+		for _, e := range u.sends {
+			if _, ok := lanes[e.TargetAgent]; !ok {
+				o += 3
+				s += bellInline
+			}
+		}
+		if u.owner != nil && !owners[u.owner] {
+			o++
+		}
+		for _, j := range u.taken {
+			if !pages[j.src] {
+				o += 3
+			}
+		}
+		for _, r := range u.receipts {
+			if !pages[r.src] {
+				o += 3
+				s += 2 * r.src.headBytes()
+			}
+		}
+		o += len(u.pending) + len(u.extra)
+		tooBig := false
+		for _, po := range u.pending {
+			// The second write of a record needs the index that the first one gets.
+			tooBig = tooBig || records[po.key]
+		}
+		for i, e := range u.sends {
+			tooBig = tooBig || lanes[e.TargetAgent]+len(u.items[i]) > entryBytes
+		}
+		if n > 0 && (o > lim.Ops || s > lim.Bytes || envelopes+len(u.sends) > batchUnits || n >= batchUnits || tooBig) {
+			break
+		}
+		for i, e := range u.sends {
+			lanes[e.TargetAgent] += len(u.items[i])
+		}
+		if u.owner != nil {
+			owners[u.owner] = true
+		}
+		for _, j := range u.taken {
+			pages[j.src] = true
+		}
+		for _, r := range u.receipts {
+			pages[r.src] = true
+		}
+		for _, po := range u.pending {
+			records[po.key] = true
+		}
+		ops, size = o, s
+		envelopes += len(u.sends)
+		n++
+	}
+	batch := w.queue[:n:n]
+	w.queue = w.queue[n:]
+	if len(w.queue) == 0 {
+		w.queue = nil
+	}
+	for _, u := range batch {
+		w.bytes -= u.size()
+	}
+	return batch
+}
+
+// plan is one try at writing a batch.
+type plan struct {
+	units   []*unit
+	ops     []Op
+	session string
+	lanes   []laneWrite
+	pages   []pageWrite
+	owners  map[*inbox]int // the check of its lock
+	pending []pendingWrite
+	// resolved counts the items of entries that this plan takes; freed the slots it deletes.
+	resolved map[*laneEntry]int
+	freed    map[*lane]int
+	// witness is an op whose key shows whether the plan was applied.
+	witness int
+}
+
+type laneWrite struct {
+	lane   *lane
+	op     int
+	seq    uint64
+	count  uint64
+	inline []byte
+	slots  []uint64 // written
+}
+
+type pageWrite struct {
+	src    *source
+	op     int
+	next   page
+	cursor int // entries of src that are behind the cursor now
+}
+
+type pendingWrite struct {
+	op int
+	pendingOp
+}
+
+// build lays a batch out as one transaction. It changes nothing but to load lanes.
+func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
+	p := &plan{units: batch, owners: map[*inbox]int{}, resolved: map[*laneEntry]int{}, freed: map[*lane]int{}, witness: -1, session: w.b.session.id()}
+	p.add(Op{Verb: OpCheckSession, Key: gatewayLockKey(w.b.cfg.Gateway), Session: p.session})
+	now := envelope.At(time.Now())
+
+	var order []string
+	byLane := map[string][][]byte{}
+	var sources []*source
+	bySource := map[*source][][]byte{}
+	touch := func(s *source) {
+		if _, ok := bySource[s]; !ok {
+			bySource[s] = nil
+			sources = append(sources, s)
+		}
+	}
+	for _, u := range batch {
+		for i, e := range u.sends {
+			if _, ok := byLane[e.TargetAgent]; !ok {
+				order = append(order, e.TargetAgent)
+			}
+			byLane[e.TargetAgent] = append(byLane[e.TargetAgent], u.items[i])
+		}
+		if u.owner != nil {
+			if _, ok := p.owners[u.owner]; !ok {
+				p.owners[u.owner] = p.add(Op{Verb: OpCheckSession, Key: agentLockKey(u.owner.spec.ID), Session: p.session})
+			}
+		}
+		for _, j := range u.taken {
+			if j.entry != nil {
+				p.resolved[j.entry]++
+				touch(j.src)
+			}
+		}
+		for _, r := range u.receipts {
+			touch(r.src)
+			bySource[r.src] = append(bySource[r.src], mustEncode(r.receipt))
+		}
+	}
+	for _, to := range order {
+		l, err := w.laneTo(ctx, to)
+		if err != nil {
+			return nil, err
+		}
+		p.appendLane(w.b.cfg.Gateway, l, byLane[to], now)
+	}
+	for _, s := range sources {
+		p.appendPage(s, bySource[s])
+	}
+	for _, u := range batch {
+		for _, po := range u.pending {
+			var op int
+			if po.value == nil {
+				op = p.add(Op{Verb: OpDeleteCAS, Key: po.key, Index: *po.at})
+			} else {
+				op = p.add(Op{Verb: OpCAS, Key: po.key, Value: po.value, Index: *po.at})
+				p.witnessed(op)
+			}
+			p.pending = append(p.pending, pendingWrite{op, po})
+		}
+		for _, x := range u.extra {
+			p.add(x)
+		}
+	}
+	w.cleanup(p)
+	return p, nil
+}
+
+func (p *plan) add(o Op) int {
+	p.ops = append(p.ops, o)
+	return len(p.ops) - 1
+}
+
+func (p *plan) witnessed(op int) {
+	if p.witness < 0 {
+		p.witness = op
+	}
+}
+
+func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
+	if l := w.lanes[to]; l != nil {
+		return l, nil
+	}
+	l, err := w.loadLane(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	w.lanes[to] = l
+	return l, nil
+}
+
+// appendLane puts items into a lane as one entry: inside the bell when the receiver has
+// taken all before it, else into a slot of its own.
+func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time) {
+	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items))}
+	e := encodeEntry(lw.seq, lw.count, now, items)
+	var value []byte
+	if l.cursor.Load() >= l.seq && len(e) <= bellInline {
+		lw.inline = e
+		value = encodeBell(lw.seq, lw.count, e)
+	} else {
+		if l.inline != nil && l.cursor.Load() < l.seq {
+			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
+			lw.slots = append(lw.slots, l.seq)
+		}
+		p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
+		lw.slots = append(lw.slots, lw.seq)
+		value = encodeBell(lw.seq, lw.count, nil)
+	}
+	lw.op = p.add(Op{Verb: OpCAS, Key: bellKey(l.to, gw), Value: value, Index: l.index})
+	p.witnessed(lw.op)
+	p.lanes = append(p.lanes, lw)
+}
+
+// appendPage adds receipts to a lane's page and moves its cursor over the entries that this
+// batch completes.
+func (p *plan) appendPage(s *source, receipts [][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, done := s.page, 0
+	for _, e := range s.entries {
+		if e.open-p.resolved[e] > 0 {
+			break
+		}
+		next.cursor, next.count = e.seq, e.count
+		done++
+	}
+	if len(receipts) == 0 && done == 0 {
+		return // part of an entry went to records of its own; the cursor waits for the rest
+	}
+	if len(receipts) > 0 && len(next.receipts) >= headReceipts {
+		p.add(Op{Verb: OpSet, Key: ledgerKey(s.from, s.agent, next.number), Value: next.value})
+		next.number++
+		next.receipts = nil
+		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number - 1, len(s.page.receipts)})
+		for total := next.ledgerReceipts(); len(next.ledger) > 1 && total-next.ledger[0].receipts >= dedupeReceipts; {
+			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
+			total -= next.ledger[0].receipts
+			next.ledger = next.ledger[1:]
+		}
+	}
+	next.receipts = append(next.receipts[:len(next.receipts):len(next.receipts)], receipts...)
+	next.value = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
+	p.witnessed(op)
+	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
+}
+
+// cleanup deletes taken slots with the operations that are left over: of the lanes that
+// are written anyway, and of those that a unit asks to sweep.
+func (w *writer) cleanup(p *plan) {
+	free := w.b.store.Limits().Ops - len(p.ops)
+	sweep := func(l *lane) {
+		if p.freed[l] > 0 {
+			return
+		}
+		cur := l.cursor.Load()
+		for _, n := range l.slots {
+			if free <= 0 || n > cur {
+				break
+			}
+			p.add(Op{Verb: OpDelete, Key: slotKey(w.b.cfg.Gateway, l.to, n)})
+			p.freed[l]++
+			free--
+		}
+	}
+	for _, lw := range p.lanes {
+		sweep(lw.lane)
+	}
+	for _, u := range p.units {
+		if l := w.lanes[u.sweep]; l != nil {
+			sweep(l)
+		}
+	}
+}
+
+// applied moves the writer's picture of the store to what the plan wrote.
+func (w *writer) applied(p *plan, index func(op int) uint64) {
+	for _, lw := range p.lanes {
+		l := lw.lane
+		l.index, l.value = index(lw.op), p.ops[lw.op].Value
+		l.seq, l.count, l.inline = lw.seq, lw.count, lw.inline
+	}
+	for l, n := range p.freed {
+		l.slots = l.slots[n:]
+	}
+	for _, lw := range p.lanes {
+		lw.lane.slots = append(lw.lane.slots[:len(lw.lane.slots):len(lw.lane.slots)], lw.slots...)
+		lw.lane.waiting.Store(int64(len(lw.lane.slots)))
+	}
+	for l := range p.freed {
+		l.waiting.Store(int64(len(l.slots)))
+	}
+	for e, n := range p.resolved {
+		e.src.mu.Lock()
+		e.open -= n
+		e.src.mu.Unlock()
+	}
+	for _, pw := range p.pages {
+		pw.src.commit(pw, index(pw.op))
+	}
+	for _, po := range p.pending {
+		if po.value == nil {
+			*po.at = 0
+		} else {
+			*po.at = index(po.op)
+		}
+	}
+	for _, u := range p.units {
+		for _, r := range u.receipts {
+			r.src.remember(r.ID, r.State)
+		}
+		u.finish(nil)
+	}
+}
+
+// commit writes a batch: tries, finds out what became of a try whose answer was lost, and
+// tries again until every unit is written, refused or given up by its caller.
+func (w *writer) commit(ctx context.Context, batch []*unit) {
+	wait := newBackoff()
+	var tries []*plan // whose outcome is not known
+	refusals := 0
+	for len(batch) > 0 {
+		if ctx.Err() != nil {
+			fail(batch, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ErrStopped))
+			return
+		}
+		if len(tries) > 0 {
+			// Nothing may be written before it is known where the store stands.
+			p, pairs, err := w.which(ctx, tries)
+			if err != nil {
+				batch = w.giveUp(batch, true)
+				w.b.pause(ctx, wait, err)
+				continue
+			}
+			if p != nil {
+				w.b.storeUp()
+				w.applied(p, pairs)
+				batch = without(batch, p.units)
+				tries = nil
+				continue
+			}
+		}
+		batch = w.giveUp(batch, len(tries) > 0)
+		if len(batch) == 0 {
+			return
+		}
+		p, err := w.build(ctx, batch)
+		if err == nil {
+			var pairs []Pair
+			pairs, err = w.b.store.Txn(ctx, p.ops)
+			if err == nil {
+				w.b.storeUp()
+				w.applied(p, func(op int) uint64 { return pairs[op].ModifyIndex })
+				return
+			}
+		}
+		var refused *TxnError
+		switch {
+		case errors.As(err, &refused):
+			batch = w.refused(ctx, p, refused, tries)
+			if refusals++; len(batch) > 0 && (refusals > 1 || refused.Refused(0)) {
+				w.b.pause(ctx, wait, err)
+			}
+			// A refusal proves that none of the earlier tries can land any more only
+			// for the keys that were read again; refused did that.
+			tries = nil
+		case errors.Is(err, ErrTooLarge):
+			if len(batch) == 1 {
+				fail(batch, err)
+				return
+			}
+			w.requeue(batch[len(batch)/2:])
+			batch = batch[:len(batch)/2]
+		case errors.Is(err, ErrForbidden), errors.Is(err, ErrClosed):
+			fail(batch, err)
+			return
+		default:
+			if p != nil {
+				tries = append(tries, p)
+			}
+			w.b.storeDown(err)
+			w.b.pause(ctx, wait, err)
+		}
+	}
+}
+
+// which reads the witnesses of tries whose answers were lost, and returns the try that was
+// applied, or nil when none was.
+func (w *writer) which(ctx context.Context, tries []*plan) (*plan, func(int) uint64, error) {
+	for _, p := range tries {
+		if p.witness < 0 {
+			continue // only plain sets and deletes: doing them again is the same
+		}
+		pair, err := w.b.store.Get(ctx, p.ops[p.witness].Key)
+		if err != nil {
+			return nil, nil, err
+		}
+		if pair == nil || string(pair.Value) != string(p.ops[p.witness].Value) || pair.ModifyIndex == p.ops[p.witness].Index {
+			continue
+		}
+		// All keys of one transaction have one index.
+		return p, func(int) uint64 { return pair.ModifyIndex }, nil
+	}
+	return nil, nil, nil
+}
+
+// refused takes the units that can never be written out of a refused batch, reads again what
+// had moved, and returns the units to try again.
+func (w *writer) refused(ctx context.Context, p *plan, e *TxnError, tries []*plan) []*unit {
+	batch := p.units
+	// A lost try may have landed between reading and writing: the keys tell.
+	if len(tries) > 0 {
+		if q, index, err := w.which(ctx, tries); err == nil && q != nil {
+			w.applied(q, index)
+			return without(batch, q.units)
+		}
+	}
+	if e.Refused(0) {
+		w.b.session.suspect(p.session)
+	}
+	for ib, op := range p.owners {
+		if !e.Refused(op) {
+			continue
+		}
+		ib.depose(ErrDeposed)
+		batch = drop(batch, func(u *unit) bool { return u.owner == ib }, ErrDeposed)
+	}
+	for _, lw := range p.lanes {
+		if e.Refused(lw.op) {
+			delete(w.lanes, lw.lane.to) // read again by the next build
+		}
+	}
+	for _, pw := range p.pages {
+		if !e.Refused(pw.op) {
+			continue
+		}
+		if err := pw.src.reload(ctx, w.b); err != nil {
+			w.b.log.Warn("cannot read receipts again", "lane", pw.src.from+" to "+pw.src.agent, "error", err)
+		}
+	}
+	for _, po := range p.pending {
+		if !e.Refused(po.op) {
+			continue
+		}
+		// Somebody deleted or changed the record by hand: take it as it is now.
+		pair, err := w.b.store.Get(ctx, po.key)
+		switch {
+		case err != nil:
+		case pair == nil && po.value == nil:
+			batch = dropPending(batch, po.key)
+		case pair == nil:
+			*po.at = 0
+		default:
+			*po.at = pair.ModifyIndex
+		}
+	}
+	return batch
+}
+
+// giveUp takes out the units whose callers no longer wait.
+func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
+	rest := batch[:0:0]
+	for _, u := range batch {
+		err := u.ctx.Err()
+		if err == nil {
+			rest = append(rest, u)
+			continue
+		}
+		if u.owner != nil && u.owner.ctx.Err() != nil {
+			err = ErrDeposed
+		} else if unknown {
+			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+		} else {
+			err = fmt.Errorf("%w: nothing was written: %w", ErrUnavailable, err)
+		}
+		u.finish(err)
+	}
+	return rest
+}
+
+func (w *writer) requeue(units []*unit) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queue = append(append([]*unit(nil), units...), w.queue...)
+	for _, u := range units {
+		w.bytes += u.size()
+	}
+}
+
+func fail(units []*unit, err error) {
+	for _, u := range units {
+		u.finish(err)
+	}
+}
+
+func drop(units []*unit, which func(*unit) bool, err error) []*unit {
+	rest := units[:0:0]
+	for _, u := range units {
+		if which(u) {
+			u.finish(err)
+		} else {
+			rest = append(rest, u)
+		}
+	}
+	return rest
+}
+
+func without(units, gone []*unit) []*unit {
+	in := make(map[*unit]bool, len(gone))
+	for _, u := range gone {
+		in[u] = true
+	}
+	rest := units[:0:0]
+	for _, u := range units {
+		if !in[u] {
+			rest = append(rest, u)
+		}
+	}
+	return rest
+}
+
+// dropPending forgets the deletion of a record that is gone already.
+func dropPending(units []*unit, key string) []*unit {
+	for _, u := range units {
+		for i, po := range u.pending {
+			if po.key == key && po.value == nil {
+				u.pending = append(u.pending[:i:i], u.pending[i+1:]...)
+				break
+			}
+		}
+	}
+	return units
+}
+
+// newBackoff is the pause between tries at a store that does not answer: 20 ms to 2 s with
+// jitter, without end.
+func newBackoff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 20 * time.Millisecond
+	b.MaxInterval = 2 * time.Second
+	b.MaxElapsedTime = 0
+	b.Reset()
+	return b
+}
+
+// pause waits before the next try, or until ctx ends.
+func (b *Bus) pause(ctx context.Context, wait *backoff.ExponentialBackOff, cause error) {
+	d := wait.NextBackOff()
+	b.log.Debug("store: trying again", "in", d, "cause", cause)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,211 @@
+package gateway
+
+import (
+	"net"
+	"strconv"
+	"time"
+)
+
+// Config is everything one gateway daemon is told: OpenClaw's openclaw.json with a
+// block "mesh" of ours.
+//
+// The struct tags are the only description of the keys. They name the key (json),
+// say what it means (doc), its default (def), what it may be (enum, min, max) and
+// how it behaves (cfg, below); reading, unknown keys, [ConfigReference], defaults,
+// [Config.Show] and [Reloadable] all read them.
+//
+//	cfg:"secret"   the value is never printed; may be OpenClaw's {source, id} object
+//	cfg:"live"     a change is taken up by a reload; without it, by a restart
+//	cfg:"unused"   read and kept, but nothing in this version acts on it
+//	cfg:"each"     with unused on a map: every entry is named by itself
+//	cfg:"zero"     zero is a setting of its own, not "absent"
+//	cfg:"short=k"  a string stands for {k: string}
+//	cfg:"id"       must be an id: ^[a-z0-9][a-z0-9-]{0,62}$
+//
+// A blank field's accept tag lists keys of OpenClaw that are taken silently;
+// accept:"*" takes any.
+//
+// A Config goes LoadConfig (or [DefaultConfig]), then [Config.Set] for flags, then
+// [Config.Normalize], then [Config.Validate].
+type Config struct {
+	Mesh     MeshConfig               `json:"mesh" doc:"What gatemesh adds to OpenClaw's configuration."`
+	Gateway  GatewayConfig            `json:"gateway" doc:"Where the gateway listens and whom it lets in."`
+	Agents   AgentsConfig             `json:"agents" doc:"The agents, and what they have in common."`
+	Bindings []BindingConfig          `json:"bindings" cfg:"unused" doc:"Which agent answers which channel."`
+	Models   ModelsConfig             `json:"models" cfg:"unused" doc:"Model providers."`
+	Channels map[string]ChannelConfig `json:"channels" cfg:"unused,each" doc:"Chat channels by name (slack, discord, whatsapp, ...)."`
+	Cron     CronConfig               `json:"cron" cfg:"unused" doc:"Scheduler."`
+	Tools    ToolsConfig              `json:"tools" cfg:"unused" doc:"Tools of every agent."`
+	MCP      map[string]any           `json:"mcp" cfg:"unused" doc:"MCP servers."`
+	Update   map[string]any           `json:"update" cfg:"unused" doc:"OpenClaw's own updates."`
+	Logging  map[string]any           `json:"logging" cfg:"unused" doc:"OpenClaw's log; ours is mesh.log."`
+	Env      map[string]any           `json:"env" doc:"Values for ${VAR} when the process environment has none: {NAME: text} or {vars: {NAME: text}}. Never printed."`
+	_        struct{}                 `accept:"$schema meta wizard diagnostics cli browser ui secrets auth acp nodeHost broadcast audio media messages commands approvals session sessions web hooks discovery canvasHost talk memory skills plugins security transcripts proxy worktrees surfaces"`
+
+	source configSource
+}
+
+// MeshConfig is our block. Everything in it is optional.
+type MeshConfig struct {
+	Gateway           string        `json:"gateway" cfg:"id" def:"<host name>-gateway" doc:"This gateway's id: its name in the store. The name of a node runs once."`
+	Store             string        `json:"store" def:"consul" enum:"consul|local" doc:"Where messages rest: Consul, or one file of this process (one node only)."`
+	DataDir           string        `json:"dataDir" def:"~/.gatemesh/<gateway>" doc:"Directory of the local store; a leading ~ is the home directory."`
+	Consul            ConsulConfig  `json:"consul" doc:"How to reach Consul."`
+	Cluster           ClusterConfig `json:"cluster" doc:"What openclaw/cluster/ in the store says."`
+	AdvertiseURL      string        `json:"advertiseURL" doc:"URL by which other nodes reach this gateway (http, https, ws or wss). Empty: made of the address it listens on."`
+	HeartbeatInterval time.Duration `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
+	SessionTTL        time.Duration `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
+	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
+	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" doc:"Longest life a sender may ask for."`
+	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"64" doc:"Hops a message may make when its sender names no limit."`
+	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"256KiB" min:"1KiB" max:"256KiB" doc:"Largest payload of a message."`
+	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
+	AckTimeout        time.Duration `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
+	ResultRetention   time.Duration `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
+	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
+	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
+}
+
+// ConsulConfig is how to reach Consul. What is empty comes from CONSUL_HTTP_ADDR,
+// CONSUL_HTTP_TOKEN and their family, which Consul's client reads itself.
+type ConsulConfig struct {
+	Address    string `json:"address" doc:"host:port or URL of the agent. Empty: CONSUL_HTTP_ADDR, else 127.0.0.1:8500."`
+	Token      string `json:"token" cfg:"secret" doc:"ACL token. Empty: CONSUL_HTTP_TOKEN."`
+	Datacenter string `json:"datacenter" doc:"Datacenter. Empty: the agent's own."`
+}
+
+// ClusterConfig is written to openclaw/cluster/ by the first gateway.
+type ClusterConfig struct {
+	ID         string `json:"id" def:"octant-homelab" doc:"Name of the mesh."`
+	Deployment string `json:"deployment" def:"option-2-distributed" doc:"Name of the way it is deployed."`
+}
+
+// RetryConfig is the backoff of failed attempts.
+type RetryConfig struct {
+	MaxAttempts int           `json:"maxAttempts" def:"5" min:"1" max:"1000" doc:"Attempts before a message goes to the dead letters, the first included."`
+	Initial     time.Duration `json:"initial" def:"1s" min:"1ms" doc:"Wait before the second attempt; it doubles from there."`
+	Max         time.Duration `json:"max" def:"1m" min:"1ms" doc:"Longest wait between two attempts."`
+}
+
+// LogConfig is our log.
+type LogConfig struct {
+	Level string `json:"level" def:"info" enum:"debug|info|warn|error" doc:"Least level that is written."`
+	JSON  bool   `json:"json" def:"false" doc:"One JSON object a line instead of text."`
+}
+
+// ServiceConfig is the entry in Consul's catalog.
+type ServiceConfig struct {
+	Name     string `json:"name" def:"openclaw" doc:"Name of the service."`
+	Register bool   `json:"register" def:"true" doc:"Whether this gateway registers itself (say false where Nomad does)."`
+}
+
+// GatewayConfig is where the gateway listens and whom it lets in.
+type GatewayConfig struct {
+	Port      int             `json:"port" cfg:"zero" def:"18789" min:"0" max:"65535" doc:"TCP port of API and probes; 0 takes any free one."`
+	Bind      string          `json:"bind" def:"loopback" doc:"loopback, lan (all interfaces) or an IP address. Anything beyond loopback needs a token."`
+	Mode      string          `json:"mode" enum:"|local|remote" doc:"OpenClaw's: local, or remote for a client, which is refused here."`
+	Auth      AuthConfig      `json:"auth" doc:"Who may use the API."`
+	Tailscale TailscaleConfig `json:"tailscale" doc:"Whether Tailscale Serve or Funnel stands in front; set up outside of gatemesh."`
+	ControlUI map[string]any  `json:"controlUi" cfg:"unused" doc:"OpenClaw's control page."`
+	HTTP      map[string]any  `json:"http" cfg:"unused" doc:"OpenClaw's HTTP endpoints."`
+	_         struct{}        `accept:"customBindHost remote reload tls nodes trustedProxies allowRealIpFallback tools channelHealthCheckMinutes push webchat handshakeTimeoutMs channelStaleEventThresholdMinutes channelMaxRestartsPerHour"`
+}
+
+// AuthConfig is who may use the API.
+type AuthConfig struct {
+	Mode  string   `json:"mode" enum:"|token|none" doc:"token or none. Empty: token when one is known, else none."`
+	Token string   `json:"token" cfg:"secret" doc:"Bearer token. Empty: OPENCLAW_GATEWAY_TOKEN, then GATEMESH_TOKEN."`
+	_     struct{} `accept:"password allowTailscale rateLimit trustedProxy"`
+}
+
+// TailscaleConfig is what stands in front. gatemesh does not run tailscale itself; it
+// only refuses what contradicts bind.
+type TailscaleConfig struct {
+	Mode        string   `json:"mode" def:"off" enum:"off|serve|funnel" doc:"off, serve or funnel. serve and funnel need bind \"loopback\"."`
+	ResetOnExit bool     `json:"resetOnExit" cfg:"unused" doc:"OpenClaw: undo the Serve configuration on exit."`
+	_           struct{} `accept:"serviceName preserveFunnel"`
+}
+
+// AgentsConfig is the agents. After Normalize all of them are in List.
+type AgentsConfig struct {
+	Defaults AgentDefaults          `json:"defaults" cfg:"live" doc:"What agents have in common; an agent's own setting wins."`
+	List     []AgentConfig          `json:"list" doc:"The agents."`
+	Entries  map[string]AgentConfig `json:"entries" doc:"The agents by id: OpenClaw's newer form of list."`
+	_        struct{}               `accept:"ownership"`
+}
+
+// AgentDefaults is what agents have in common.
+type AgentDefaults struct {
+	Workspace     string         `json:"workspace" doc:"Directory of agents that name none."`
+	Model         ModelConfig    `json:"model" cfg:"unused,short=primary" doc:"Model of agents that name none: id, or {primary, fallbacks}."`
+	Sandbox       SandboxConfig  `json:"sandbox" cfg:"unused" doc:"Sandbox of agents that name none."`
+	Runner        RunnerConfig   `json:"runner" cfg:"short=kind" doc:"Runner of agents that name none."`
+	MaxConcurrent int            `json:"maxConcurrent" def:"16" min:"1" max:"10000" doc:"Messages of one agent in work at the same time."`
+	AckTimeout    time.Duration  `json:"ackTimeout" min:"1s" doc:"How long one attempt may take. Empty: mesh.ackTimeout."`
+	Heartbeat     map[string]any `json:"heartbeat" cfg:"unused" doc:"OpenClaw's model heartbeat."`
+	_             struct{}       `accept:"*"`
+}
+
+// AgentConfig is one agent.
+type AgentConfig struct {
+	ID            string        `json:"id" cfg:"id" doc:"Address of the agent in the mesh; not the id of a gateway."`
+	Name          string        `json:"name" cfg:"live" doc:"Name for people. Empty: the id."`
+	Description   string        `json:"description" cfg:"live" doc:"What it is for."`
+	Workspace     string        `json:"workspace" cfg:"live" doc:"Its directory, as the registry shows it."`
+	Capabilities  []string      `json:"capabilities" cfg:"live" doc:"What it can be asked for; shown in the registry."`
+	Gateways      []string      `json:"gateways" doc:"Gateways that may run it, the preferred one first. Empty: this one."`
+	Runner        RunnerConfig  `json:"runner" cfg:"live,short=kind" doc:"What answers its messages; a string is its kind."`
+	MaxConcurrent int           `json:"maxConcurrent" cfg:"live" min:"1" max:"10000" doc:"Messages in work at the same time. Empty: agents.defaults.maxConcurrent (16)."`
+	AckTimeout    time.Duration `json:"ackTimeout" cfg:"live" min:"1s" doc:"How long one attempt may take. Empty: agents.defaults.ackTimeout, then mesh.ackTimeout."`
+	Model         ModelConfig   `json:"model" cfg:"unused,short=primary" doc:"Model id, or {primary, fallbacks}."`
+	Sandbox       SandboxConfig `json:"sandbox" cfg:"unused" doc:"Sandbox of its tools."`
+	Tools         ToolsConfig   `json:"tools" cfg:"unused" doc:"Tools it may use."`
+	_             struct{}      `accept:"default agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
+
+	path string // where it stood in the file: agents.list[1], agents.entries.bobby
+}
+
+// RunnerConfig is what answers an agent's messages. A key that its kind does not use is
+// ignored.
+type RunnerConfig struct {
+	Kind     string         `json:"kind" def:"echo" enum:"relay|checks|echo" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
+	To       string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
+	Checks   []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
+	Timeout  time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take. Empty: the runner's own default."`
+	Interval time.Duration  `json:"interval" min:"1s" doc:"checks: how often they run by themselves. Empty: only when asked."`
+	Nomad    NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
+	Options  map[string]any `json:"options" doc:"Anything else, handed to the runner as it is."`
+}
+
+// NomadConfig is how to reach Nomad.
+type NomadConfig struct {
+	Address string `json:"address" doc:"URL of the agent. Empty: NOMAD_ADDR."`
+	Token   string `json:"token" cfg:"secret" doc:"ACL token. Empty: NOMAD_TOKEN."`
+}
+
+// ListenAddr is the TCP address to listen on, as net.Listen takes it.
+func (c *Config) ListenAddr() string {
+	host := c.Gateway.Bind
+	switch host {
+	case "loopback", "":
+		host = "127.0.0.1"
+	case "lan":
+		host = ""
+	}
+	return net.JoinHostPort(host, strconv.Itoa(c.Gateway.Port))
+}
+
+// AgentsHere returns the agents that this gateway may run, in the order of the file.
+// Call Normalize first.
+func (c *Config) AgentsHere() []AgentConfig {
+	var here []AgentConfig
+	for _, a := range c.Agents.List {
+		for _, g := range a.Gateways {
+			if g == c.Mesh.Gateway {
+				here = append(here, a)
+				break
+			}
+		}
+	}
+	return here
+}

@@ -1,0 +1,147 @@
+package gateway
+
+import (
+	"cmp"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// cfgTokenVariables give gateway.auth.token when the file has none, first one first.
+var cfgTokenVariables = []string{"OPENCLAW_GATEWAY_TOKEN", "GATEMESH_TOKEN"}
+
+// Normalize fills in what was left out: defaults, the token from the environment, the
+// names and paths that depend on each other, agents.defaults into every agent, and all
+// agents into Agents.List. It never changes what was said, and doing it twice changes
+// nothing. Of a Config made by hand it leaves zeros alone that can be meant: port 0 and
+// booleans.
+func (c *Config) Normalize() {
+	if c.source.origins == nil {
+		c.source.origins = map[string]Origin{}
+	}
+	if c.source.env == nil {
+		c.source.env = os.LookupEnv
+	}
+	cfgFill(reflect.ValueOf(c).Elem(), "", false, c.source.explicit)
+	m := &c.Mesh
+	if m.Gateway == "" {
+		m.Gateway = cfgDefaultGatewayID(os.Hostname())
+	}
+	if m.DataDir == "" {
+		m.DataDir = "~/.gatemesh/" + m.Gateway
+	}
+	m.DataDir = cfgExpandHome(m.DataDir, c.source.env)
+
+	auth := &c.Gateway.Auth
+	for _, name := range cfgTokenVariables {
+		if value, _ := c.source.env(name); auth.Token == "" && value != "" {
+			auth.Token = value
+			c.source.origins["gateway.auth.token"] = Origin{Kind: OriginEnv, Name: name, Vars: []string{name}}
+		}
+	}
+	if auth.Mode == "" {
+		auth.Mode = "none"
+		if auth.Token != "" {
+			auth.Mode = "token"
+		}
+	}
+	c.normalizeAgents()
+}
+
+func (c *Config) normalizeAgents() {
+	list := slices.Clone(c.Agents.List)
+	for _, id := range c.entryOrder() {
+		a := c.Agents.Entries[id]
+		if a.ID == "" {
+			a.ID = id
+		}
+		list = append(list, a)
+	}
+	c.Agents.List, c.Agents.Entries = list, nil
+	def := c.Agents.Defaults
+	for i := range list {
+		a := &list[i]
+		a.Name = cmp.Or(a.Name, a.ID)
+		a.Workspace = cmp.Or(a.Workspace, def.Workspace)
+		if len(a.Gateways) == 0 {
+			a.Gateways = []string{c.Mesh.Gateway}
+		}
+		if a.Runner.Kind == "" && !c.source.explicit(a.path+".runner.kind") {
+			// What an agent says without a kind refines the default runner.
+			own := a.Runner
+			a.Runner = def.Runner
+			cfgOverlay(reflect.ValueOf(&a.Runner).Elem(), reflect.ValueOf(own))
+		}
+		// An explicit 0 stays, for Validate to refuse.
+		if !c.source.explicit(a.path + ".maxConcurrent") {
+			a.MaxConcurrent = cmp.Or(a.MaxConcurrent, def.MaxConcurrent)
+		}
+		if !c.source.explicit(a.path + ".ackTimeout") {
+			a.AckTimeout = cmp.Or(a.AckTimeout, def.AckTimeout, c.Mesh.AckTimeout)
+		}
+		if a.Model.Primary == "" && len(a.Model.Fallbacks) == 0 {
+			a.Model = def.Model
+		}
+		sandbox := def.Sandbox
+		cfgOverlay(reflect.ValueOf(&sandbox).Elem(), reflect.ValueOf(a.Sandbox))
+		a.Sandbox = sandbox
+	}
+}
+
+// entryOrder is the order of agents.entries in the file, else of the alphabet.
+func (c *Config) entryOrder() []string {
+	ids := slices.Sorted(maps.Keys(c.Agents.Entries))
+	slices.SortStableFunc(ids, func(a, b string) int {
+		x, y := c.Origin(c.Agents.Entries[a].path), c.Origin(c.Agents.Entries[b].path)
+		return cmp.Or(cmp.Compare(x.Line, y.Line), cmp.Compare(x.Col, y.Col))
+	})
+	return ids
+}
+
+// cfgOverlay writes the fields of over that are set into base.
+func cfgOverlay(base, over reflect.Value) {
+	for _, f := range cfgSchema(base.Type()).fields {
+		b, o := base.Field(f.index), over.Field(f.index)
+		switch {
+		case f.typ.Kind() == reflect.Struct:
+			cfgOverlay(b, o)
+		case !o.IsZero():
+			b.Set(o)
+		}
+	}
+}
+
+// cfgDefaultGatewayID is "<short host name>-gateway", made of characters an id may have.
+func cfgDefaultGatewayID(host string, err error) string {
+	const suffix = "-gateway"
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	host = strings.Map(func(r rune) rune {
+		if 'a' <= r && r <= 'z' || '0' <= r && r <= '9' {
+			return r
+		}
+		return '-'
+	}, host)
+	host = strings.Trim(host, "-")
+	if err != nil || host == "" {
+		host = "local"
+	}
+	return host[:min(len(host), 63-len(suffix))] + suffix
+}
+
+// cfgExpandHome replaces a leading ~ by the home directory.
+func cfgExpandHome(path string, env cfgEnv) string {
+	if path != "~" && !strings.HasPrefix(path, "~/") {
+		return path
+	}
+	home, _ := env("HOME")
+	if home == "" {
+		var err error
+		if home, err = os.UserHomeDir(); err != nil {
+			return path
+		}
+	}
+	return filepath.Join(home, path[1:])
+}

@@ -1,0 +1,221 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+var cfgIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// cfgRunnerChecks are the checks that runner.checks may name.
+var cfgRunnerChecks = []string{"consul", "nomad", "node"}
+
+// Validate reports everything that keeps this configuration from running, as a
+// *ConfigError. Call Normalize first.
+func (c *Config) Validate() error {
+	v := &configValidator{cfg: c}
+	v.structure(reflect.ValueOf(c).Elem(), "")
+	v.bind()
+	v.mesh()
+	v.agents()
+	if len(v.problems) == 0 {
+		return nil
+	}
+	cfgSortProblems(v.problems)
+	return &ConfigError{v.problems}
+}
+
+type configValidator struct {
+	cfg      *Config
+	problems []ConfigProblem
+}
+
+func (v *configValidator) errorf(path, format string, args ...any) {
+	p := ConfigProblem{File: v.cfg.source.name, Path: path, Message: fmt.Sprintf(format, args...)}
+	// What the file does not say itself is blamed on the object that it belongs to.
+	for at := path; at != ""; at = at[:max(0, strings.LastIndexAny(at, ".["))] {
+		o := v.cfg.Origin(at)
+		if o.Kind == OriginDefault {
+			continue
+		}
+		if p.Line, p.Col = o.Line, o.Col; o.Kind != OriginFile {
+			p.File = o.String()
+		}
+		break
+	}
+	v.problems = append(v.problems, p)
+}
+
+// show quotes a value in a message. What came from a variable is shown as the file has
+// it, because the variable may hold a secret.
+func (v *configValidator) show(path, value string) string {
+	if o := v.cfg.Origin(path); len(o.Vars) > 0 {
+		if o.raw == "" {
+			return "the value of ${" + o.Vars[0] + "}"
+		}
+		value = o.raw
+	}
+	return fmt.Sprintf("%q", cfgShort(value))
+}
+
+// structure checks what tags say: enum, min, max and id.
+func (v *configValidator) structure(s reflect.Value, path string) {
+	for _, f := range cfgSchema(s.Type()).fields {
+		if f.unused {
+			continue
+		}
+		fv, p := s.Field(f.index), cfgJoin(path, f.key)
+		switch {
+		case f.typ.Kind() == reflect.Struct:
+			v.structure(fv, p)
+		case f.typ == reflect.TypeFor[[]AgentConfig]():
+			for i := range fv.Len() {
+				v.structure(fv.Index(i), cfgAgentPath(fv.Index(i).Addr().Interface().(*AgentConfig), i))
+			}
+		case f.enum != nil:
+			if got := fv.String(); !slices.Contains(f.enum, got) {
+				known := slices.DeleteFunc(slices.Clone(f.enum), func(s string) bool { return s == "" })
+				v.errorf(p, "%s is not one of %s%s", v.show(p, got), strings.Join(known, ", "), cfgSuggest(got, known))
+			}
+		case f.id:
+			if got := fv.String(); got != "" && !cfgIDPattern.MatchString(got) {
+				v.errorf(p, "%s is not an id: small letters, digits and '-', at most 63, not starting with '-'", v.show(p, got))
+			}
+		case f.min != "" || f.max != "":
+			if fv.IsZero() && f.def == "" && !v.cfg.source.explicit(p) {
+				continue
+			}
+			switch {
+			case f.min != "" && f.max != "" && (cfgCompare(fv, f.min) < 0 || cfgCompare(fv, f.max) > 0):
+				v.errorf(p, "%s is not between %s and %s", cfgText(fv), f.min, f.max)
+			case f.min != "" && cfgCompare(fv, f.min) < 0:
+				v.errorf(p, "%s is less than %s", cfgText(fv), f.min)
+			}
+		}
+	}
+}
+
+func cfgAgentPath(a *AgentConfig, i int) string {
+	if a.path != "" {
+		return a.path
+	}
+	return fmt.Sprintf("agents.list[%d]", i)
+}
+
+// bind refuses to stand open, and what contradicts itself.
+func (v *configValidator) bind() {
+	g := v.cfg.Gateway
+	if g.Mode == "remote" {
+		v.errorf("gateway.mode", "\"remote\" makes this the file of a client, not of a gateway: say \"local\" or leave it out")
+	}
+	loopback := g.Bind == "loopback"
+	if g.Bind != "loopback" && g.Bind != "lan" {
+		ip, err := netip.ParseAddr(g.Bind)
+		switch {
+		case err == nil:
+			loopback = ip.Unmap().IsLoopback()
+		case slices.Contains([]string{"auto", "tailnet", "custom"}, g.Bind):
+			v.errorf("gateway.bind", "%q is OpenClaw's and not supported by this version: use loopback, lan or an IP address", g.Bind)
+			return
+		default:
+			v.errorf("gateway.bind", "%s is not loopback, lan or an IP address%s", v.show("gateway.bind", g.Bind), cfgSuggest(g.Bind, []string{"loopback", "lan"}))
+			return
+		}
+	}
+	if g.Auth.Mode == "token" && g.Auth.Token == "" {
+		v.errorf("gateway.auth.mode", "token, but there is none: set gateway.auth.token or the environment variable GATEMESH_TOKEN")
+	} else if !loopback && g.Auth.Mode != "token" {
+		v.errorf("gateway.bind", "%q is open to other machines and needs a token: set gateway.auth.token or the environment variable GATEMESH_TOKEN%s", g.Bind, cfgAuthHint(g.Auth))
+	}
+	if strings.ContainsFunc(g.Auth.Token, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		v.errorf("gateway.auth.token", "holds white space, which no HTTP header can carry (a line feed at its end?)")
+	}
+	if mode := g.Tailscale.Mode; !loopback && (mode == "serve" || mode == "funnel") {
+		v.errorf("gateway.tailscale.mode", "%q contradicts gateway.bind %q: Tailscale hands requests to 127.0.0.1, and a gateway that also listens beyond loopback can be reached around it; say bind \"loopback\", or tailscale.mode \"off\"", mode, g.Bind)
+	}
+}
+
+func cfgAuthHint(a AuthConfig) string {
+	if a.Mode == "none" && a.Token != "" {
+		return ` and gateway.auth.mode "token"`
+	}
+	return ""
+}
+
+func (v *configValidator) mesh() {
+	m := v.cfg.Mesh
+	if m.Gateway == "" {
+		v.errorf("mesh.gateway", "is empty")
+	}
+	if m.DefaultTTL > m.MaxTTL {
+		v.errorf("mesh.defaultTTL", "%s is more than mesh.maxTTL (%s)", cfgDurationText(m.DefaultTTL), cfgDurationText(m.MaxTTL))
+	}
+	if m.Retry.Initial > m.Retry.Max {
+		v.errorf("mesh.retry.initial", "%s is more than mesh.retry.max (%s)", cfgDurationText(m.Retry.Initial), cfgDurationText(m.Retry.Max))
+	}
+	if m.AdvertiseURL != "" {
+		u, err := url.Parse(m.AdvertiseURL)
+		if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "ws", "wss"}, u.Scheme) {
+			v.errorf("mesh.advertiseURL", "not a URL that starts with http://, https://, ws:// or wss://")
+		} else if u.User != nil {
+			v.errorf("mesh.advertiseURL", "must not hold a password: the registry shows it to everybody")
+		}
+	}
+	if m.Store == "local" && strings.HasPrefix(m.DataDir, "~") {
+		v.errorf("mesh.dataDir", "only a leading ~/ with a known home directory is expanded")
+	}
+	if m.Service.Register && m.Service.Name == "" {
+		v.errorf("mesh.service.name", "is empty")
+	}
+}
+
+func (v *configValidator) agents() {
+	seen := map[string]string{}
+	for i := range v.cfg.Agents.List {
+		a := &v.cfg.Agents.List[i]
+		path := cfgAgentPath(a, i)
+		idAt := path + ".id"
+		if !v.cfg.source.explicit(idAt) {
+			idAt = path // agents.entries.<id>
+		}
+		if before, ok := seen[a.ID]; ok && a.ID != "" {
+			where := before
+			if o := v.cfg.Origin(before); o.Kind == OriginFile {
+				where = fmt.Sprintf("%s at %d:%d", before, o.Line, o.Col)
+			}
+			v.errorf(idAt, "agent %q is there already (%s)", a.ID, where)
+		}
+		seen[a.ID] = idAt
+		switch {
+		case a.ID == "":
+			v.errorf(path, "id is missing")
+		case a.ID == v.cfg.Mesh.Gateway:
+			v.errorf(idAt, "%q is the id of this gateway (mesh.gateway); an agent needs another one", a.ID)
+		}
+		if _, entry, ok := strings.Cut(path, "agents.entries."); ok && entry != a.ID && cfgIDPattern.MatchString(entry) {
+			v.errorf(idAt, "%q differs from its key %q", a.ID, entry)
+		}
+		for j, g := range a.Gateways {
+			p := fmt.Sprintf("%s.gateways[%d]", path, j)
+			if !cfgIDPattern.MatchString(g) {
+				v.errorf(p, "%s is not an id: small letters, digits and '-', at most 63, not starting with '-'", v.show(p, g))
+			} else if slices.Contains(a.Gateways[:j], g) {
+				v.errorf(p, "%q is there already", g)
+			}
+		}
+		if a.ID != "" && a.Runner.To == a.ID {
+			v.errorf(path+".runner.to", "an agent cannot relay to itself")
+		}
+		for j, check := range a.Runner.Checks {
+			if p := fmt.Sprintf("%s.runner.checks[%d]", path, j); !slices.Contains(cfgRunnerChecks, check) {
+				v.errorf(p, "%s is not one of %s%s", v.show(p, check), strings.Join(cfgRunnerChecks, ", "), cfgSuggest(check, cfgRunnerChecks))
+			}
+		}
+	}
+}

@@ -178,6 +178,10 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 	pairs, err := el.b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(el.b.cfg.Gateway), Session: session},
 		{Verb: OpLock, Key: agentLockKey(s.spec.ID), Session: session, Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
+		// The resident key: it makes the agent known for ever, and without it Consul would
+		// wake the inbox's watch for unrelated writes.
+		{Verb: OpSet, Key: inboxAboutKey(s.spec.ID), Value: mustEncode("Inbox of " + s.spec.ID + ": one bell per source gateway under from/. Waiting mail is in openclaw/lanes/<gateway>/" +
+			s.spec.ID + "/, work in progress in openclaw/pending/" + s.spec.ID + "/.")},
 	})
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)

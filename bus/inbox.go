@@ -150,15 +150,6 @@ func (ib *inbox) depose(cause error) {
 
 // run loads what the last owner left and then takes what comes.
 func (ib *inbox) run() error {
-	about := Op{Verb: OpSet, Key: inboxAboutKey(ib.spec.ID), Value: mustEncode("Inbox of agent " + ib.spec.ID +
-		": one bell per source gateway under from/. Waiting mail is in openclaw/lanes/<gateway>/" + ib.spec.ID + "/, work in progress in openclaw/pending/" + ib.spec.ID + "/.")}
-	if p, err := ib.b.store.Get(ib.intake, about.Key); err != nil {
-		return err
-	} else if p == nil || string(p.Value) != string(about.Value) {
-		if _, err := ib.b.store.Txn(ib.intake, []Op{about}); err != nil {
-			return fmt.Errorf("write %s: %w", about.Key, err)
-		}
-	}
 	if err := ib.loadPending(); err != nil {
 		return err
 	}

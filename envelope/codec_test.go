@@ -20,10 +20,7 @@ type holder struct {
 }
 
 // checkSealed holds what must be true of every Sealed.
-func checkSealed(t interface {
-	Helper()
-	Fatalf(string, ...any)
-}, s *Sealed) {
+func checkSealed(t failer, s *Sealed) {
 	t.Helper()
 	b := s.Canonical()
 	var tight bytes.Buffer

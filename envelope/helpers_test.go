@@ -75,7 +75,13 @@ func compileSchema(t testing.TB, ref string) *jsonschema.Schema {
 	return s
 }
 
-func schemaErr(t interface{ Fatalf(string, ...any) }, s *jsonschema.Schema, b []byte) error {
+// failer is testing.TB or *rapid.T.
+type failer interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+func schemaErr(t failer, s *jsonschema.Schema, b []byte) error {
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
 	if err != nil {
 		t.Fatalf("not JSON: %v: %s", err, b)

@@ -141,7 +141,8 @@ func (d *configDecoder) structure(n *jsonNode, v reflect.Value, path string, unu
 		p := cfgJoin(path, m.key)
 		f := s.byKey[m.key]
 		if f == nil {
-			if !s.accept[m.key] && !s.acceptAny && m.key != "$include" {
+			// Nobody reads the hundredth suggestion, and looking for one takes time.
+			if !s.accept[m.key] && !s.acceptAny && m.key != "$include" && len(d.warnings) < maxConfigWarnings {
 				d.warnf(m.off, p, "unknown key%s", s.suggest(m.key))
 			}
 			continue

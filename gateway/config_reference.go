@@ -11,7 +11,7 @@ import (
 func ConfigReference() string {
 	r := &configReference{shown: map[reflect.Type]string{}}
 	r.b.WriteString("| Key | Type | Default | Meaning |\n|---|---|---|---|\n")
-	r.structure(reflect.TypeFor[Config](), "")
+	r.structure(reflect.TypeFor[Config](), "", false, false)
 	return r.b.String()
 }
 
@@ -20,7 +20,8 @@ type configReference struct {
 	shown map[reflect.Type]string
 }
 
-func (r *configReference) structure(t reflect.Type, path string) {
+// structure lists the keys of t; live and unused are said of the whole of it.
+func (r *configReference) structure(t reflect.Type, path string, live, unused bool) {
 	r.shown[t] = path
 	for _, f := range cfgSchema(t).fields {
 		p := f.key
@@ -34,7 +35,7 @@ func (r *configReference) structure(t reflect.Type, path string) {
 		case reflect.Map:
 			elem, below = f.typ.Elem(), p+".<name>"
 		}
-		meaning := f.meaning()
+		meaning := f.meaning(live || f.live, unused || f.unused)
 		before, again := r.shown[elem]
 		if elem.Kind() == reflect.Struct && again {
 			meaning += fmt.Sprintf(" Keys as in `%s`.", before)
@@ -45,13 +46,13 @@ func (r *configReference) structure(t reflect.Type, path string) {
 		}
 		fmt.Fprintf(&r.b, "| `%s` | %s | %s | %s |\n", p, cfgCell(f.typeName()), cfgCell(def), cfgCell(meaning))
 		if elem.Kind() == reflect.Struct && !again {
-			r.structure(elem, below)
+			r.structure(elem, below, live || f.live, unused || f.unused)
 		}
 	}
 }
 
 // meaning is the doc tag and what the other tags add to it.
-func (f *cfgField) meaning() string {
+func (f *cfgField) meaning(live, unused bool) string {
 	parts := []string{f.doc}
 	if len(f.enum) > 0 {
 		parts = append(parts, "One of: "+strings.Join(strings.Fields(strings.Join(f.enum, " ")), ", ")+".")
@@ -65,10 +66,10 @@ func (f *cfgField) meaning() string {
 	if f.secret {
 		parts = append(parts, "Secret.")
 	}
-	if f.live {
+	if live && !unused {
 		parts = append(parts, "Taken up by a reload.")
 	}
-	if f.unused {
+	if unused {
 		parts = append(parts, "Not used by this version.")
 	}
 	return strings.Join(parts, " ")

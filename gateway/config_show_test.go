@@ -188,8 +188,8 @@ func TestConfigReference(t *testing.T) {
 		"| `mesh.maxPayload` | size (\"64KiB\" or a number of bytes) | `256KiB` |",
 		"| `agents.list[].runner` | string or object |  | What answers its messages; a string is its kind. Taken up by a reload. Keys as in `agents.defaults.runner`. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
-		"| `channels.<name>.token` | string |  | Bot token. Secret. |\n",
-		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. |\n",
+		"| `channels.<name>.token` | string |  | Bot token. Secret. Not used by this version. |\n",
+		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. Taken up by a reload. |\n",
 	} {
 		if !strings.Contains(ref, want) {
 			t.Errorf("no %s in\n%s", want, ref)

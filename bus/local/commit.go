@@ -225,44 +225,34 @@ func (b *batch) fail(err error) error {
 	return err
 }
 
-// put writes next to key, or deletes the key when next is nil, and keeps the lock
-// records in step. It reports whether there was anything to change.
-func (b *batch) put(key string, next *entry, index uint64) (bool, error) {
-	var oldSession, newSession string
+// put writes next to key, or deletes the key, if it is there, when next is nil. It
+// keeps the lock records in step.
+func (b *batch) put(key string, next *entry, index uint64) error {
 	old, err := b.get(key)
 	if err != nil {
-		return false, b.fail(err)
+		return b.fail(err)
 	}
-	if old != nil {
-		oldSession = old.session
-	}
-	if next == nil {
-		if old == nil {
-			return false, nil
-		}
-		err = b.pairs.Delete([]byte(key))
-	} else {
-		newSession = next.session
+	oldHolder, newHolder := holder(old), holder(next)
+	switch {
+	case next != nil:
 		err = b.pairs.Put([]byte(key), next.encode())
+	case old != nil:
+		err = b.pairs.Delete([]byte(key))
+	default:
+		return nil
+	}
+	if err == nil && oldHolder != newHolder && oldHolder != "" {
+		err = b.locks.Delete(lockName(oldHolder, key))
+	}
+	if err == nil && oldHolder != newHolder && newHolder != "" {
+		err = b.locks.Put(lockName(newHolder, key), nil)
 	}
 	if err != nil {
-		return false, b.fail(err)
-	}
-	if oldSession != newSession {
-		if oldSession != "" {
-			if err := b.locks.Delete(lockName(oldSession, key)); err != nil {
-				return false, b.fail(err)
-			}
-		}
-		if newSession != "" {
-			if err := b.locks.Put(lockName(newSession, key), nil); err != nil {
-				return false, b.fail(err)
-			}
-		}
+		return b.fail(err)
 	}
 	b.dirty = true
 	b.changes = append(b.changes, change{key: key, index: index, deleted: next == nil})
-	return true, nil
+	return nil
 }
 
 // startSession writes a new session.
@@ -290,7 +280,7 @@ func (b *batch) endSession(id string) error {
 		keys = append(keys, string(k[len(prefix):]))
 	}
 	for _, key := range keys {
-		if _, err := b.put(key, nil, b.index+1); err != nil {
+		if err := b.put(key, nil, b.index+1); err != nil {
 			return err
 		}
 	}

@@ -72,7 +72,7 @@ func commitForever(path string) error {
 	for w := range crashWriters {
 		go func() {
 			for i := 0; ; i++ {
-				name := fmt.Sprintf("%d-%08d", w, i)
+				name := fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
 				value := bytes.Repeat([]byte(name), 20)
 				_, err := s.Txn(ctx, []bus.Op{
 					{Verb: bus.OpSet, Key: "a/" + name, Value: value},

@@ -96,14 +96,15 @@ func (m *model) txn(ops []bus.Op) (refused []int) {
 }
 
 func (m *model) end(session string) {
+	if !m.alive[session] {
+		return
+	}
 	for k, p := range m.pairs {
 		if p.Session == session {
 			delete(m.pairs, k)
 		}
 	}
-	if m.alive[session] {
-		m.index++
-	}
+	m.index++
 	delete(m.alive, session)
 }
 
@@ -237,7 +238,8 @@ func TestDeleteLog(t *testing.T) {
 		var log deleteLog
 		last := map[string]uint64{}
 		prefixes := []string{"", "a/", "b/", "rare/"}
-		for index := uint64(1); index <= uint64(rapid.IntRange(1, 5*deleteMemory).Draw(t, "deletions")); index++ {
+		n := rapid.Uint64Range(1, 5*deleteMemory).Draw(t, "deletions")
+		for index := uint64(1); index <= n; index++ {
 			key := []string{"a/x", "b/x"}[index%2]
 			if index%1999 == 5 {
 				key = "rare/x"

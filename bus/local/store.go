@@ -342,6 +342,7 @@ func (s *Store) unavailable(err error) error {
 
 // withFix adds to err what an operator can do about it.
 func withFix(err error, dir string) error {
+	err = withErrno(err)
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
 		return fmt.Errorf("disk full: free space in %s: %w", dir, err)
@@ -356,4 +357,16 @@ func withFix(err error, dir string) error {
 	default:
 		return err
 	}
+}
+
+// withErrno makes the cause findable by errors.Is where bbolt kept only its text,
+// as it does when the file cannot grow.
+func withErrno(err error) error {
+	text := err.Error()
+	for _, no := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG, syscall.EROFS, syscall.EIO} {
+		if head, ok := strings.CutSuffix(text, no.Error()); ok && !errors.Is(err, no) {
+			return fmt.Errorf("%s%w", head, no)
+		}
+	}
+	return err
 }

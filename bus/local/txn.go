@@ -71,16 +71,15 @@ func (b *batch) txn(ops []bus.Op) ([]bus.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	changed := false
 	for _, key := range t.order {
-		did, err := b.put(key, t.over[key], t.index)
-		if err != nil {
+		if err := b.put(key, t.over[key], t.index); err != nil {
 			return nil, err
 		}
-		changed = changed || did
 	}
-	if changed {
-		b.index = t.index
+	if len(t.order) > 0 {
+		// Also when a key only came and went: its index is in the results, and must
+		// not become another write's.
+		b.index, b.dirty = t.index, true
 	}
 	return res, nil
 }

@@ -54,6 +54,8 @@ type conversation struct {
 
 func (j *job) event(name string) Event {
 	ev := j.ib.b.eventOf(name, &j.env.Envelope)
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	ev.Attempt = j.del.Attempt
 	return ev
 }

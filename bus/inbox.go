@@ -245,9 +245,9 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		ib.bury(le, s, string(raw), fmt.Sprintf("%s-%s", s.from, padded(seq)), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
 		return nil
 	}
-	le.count = max(e.Count, s.page.count)
 	le.open = len(e.Items)
 	s.mu.Lock()
+	le.count = max(e.Count, s.page.count)
 	s.fetched = seq
 	s.entries = append(s.entries, le)
 	s.mu.Unlock()
@@ -375,8 +375,8 @@ func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.C
 		raw = raw[:envelope.MaxEncoded]
 	}
 	if le.open == 0 { // a whole entry, not one of its items
-		le.open, le.count = 1, s.page.count
 		s.mu.Lock()
+		le.open, le.count = 1, s.page.count
 		s.fetched = le.seq
 		s.entries = append(s.entries, le)
 		s.mu.Unlock()

@@ -36,23 +36,16 @@ func Seal(e Envelope) (*Sealed, error) {
 	if s.canonical, err = Encode(&s.Envelope); err != nil {
 		return nil, invalid("payload is not JSON: %v", err)
 	}
-	if len(s.canonical) > MaxEncoded {
-		return nil, invalid("%d bytes encoded, at most %d", len(s.canonical), MaxEncoded)
-	}
 	return s, nil
 }
 
 // Canonical returns the bytes that a signature covers. Do not change them.
 func (s *Sealed) Canonical() []byte { return s.canonical }
 
-// MarshalJSON returns the canonical bytes. Encode what holds a Sealed with
-// [Encode]: json.Marshal would escape "<" inside and so change them.
-func (s Sealed) MarshalJSON() ([]byte, error) {
-	if s.canonical == nil {
-		return nil, errors.New("envelope was not sealed")
-	}
-	return s.canonical, nil
-}
+// MarshalJSON returns the canonical bytes; what was not sealed has none, and is not
+// written. Encode what holds a Sealed with [Encode]: json.Marshal would escape "<"
+// inside and so change them.
+func (s Sealed) MarshalJSON() ([]byte, error) { return s.canonical, nil }
 
 // UnmarshalJSON is [Decode].
 func (s *Sealed) UnmarshalJSON(b []byte) error {

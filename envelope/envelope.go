@@ -26,7 +26,8 @@ const (
 	// fields it stays below what one Consul transaction carries (393,216
 	// bytes before base64).
 	MaxPayload = 256 << 10
-	// MaxEncoded is the largest sealed envelope in bytes.
+	// MaxEncoded is the largest sealed envelope in bytes. All known fields at their limits
+	// take less; newer minors may use the rest.
 	MaxEncoded = MaxPayload + 8<<10
 	// MaxHops is the largest max_hops.
 	MaxHops = 32
@@ -320,9 +321,9 @@ func (t Time) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON implements json.Unmarshaler. It reads RFC 3339 in UTC (ending
 // in Z) of any precision, and rounds down to milliseconds.
 func (t *Time) UnmarshalJSON(b []byte) error {
-	// Go alone would also read an hour of one digit and a decimal comma.
-	const hour, second = len(`"2006-01-02T15`), len(`"2006-01-02T15:04:05`)
-	if len(b) < second+2 || b[hour] != ':' || b[second] != '.' && b[second] != 'Z' || b[len(b)-2] != 'Z' {
+	// Go alone would also read an hour of one digit (which shifts what follows) and a decimal comma.
+	const end = len(`"2006-01-02T15:04:05`)
+	if len(b) < end+2 || b[end] != '.' && b[end] != 'Z' || b[len(b)-2] != 'Z' {
 		return fmt.Errorf("time %s is not RFC 3339 in UTC (%s)", clip(string(b), 40), timeLayout)
 	}
 	var raw time.Time

@@ -60,6 +60,11 @@ func TestOneServer(t *testing.T) {
 	t.Run("Suite", func(t *testing.T) {
 		bustest.Store(t, func(t *testing.T) bus.Store { return open(t, Options{Address: c.Addr(0)}) })
 	})
+	t.Run("Delivery", func(t *testing.T) {
+		bustest.Delivery(t, func(t *testing.T) func() bus.Store {
+			return func() bus.Store { return open(t, Options{Address: c.Addr(0)}) }
+		})
+	})
 }
 
 // testTransactions: a Pair for every op, whatever the mix, also for the verbs to
@@ -549,6 +554,17 @@ func TestThreeServers(t *testing.T) {
 		bustest.Store(t, func(t *testing.T) bus.Store {
 			next++
 			return open(t, Options{Address: c.Addr(next % 3)})
+		})
+	})
+
+	t.Run("Delivery", func(t *testing.T) {
+		// Every gateway through another server than the one before.
+		next := 0
+		bustest.Delivery(t, func(t *testing.T) func() bus.Store {
+			return func() bus.Store {
+				next++
+				return open(t, Options{Address: c.Addr(next % 3)})
+			}
 		})
 	})
 

@@ -163,7 +163,7 @@ func (s *Store) write(rs []*request) (errs []error, _ []change, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	defer tx.Rollback() // an error when committed, and of no interest
+	defer func() { _ = tx.Rollback() }() // after a commit it only says so
 	b := s.newBatch(tx, s.index)
 	defer func() { s.index = b.index }()
 	errs = make([]error, len(rs))

@@ -267,7 +267,9 @@ func TestGroupCommit(t *testing.T) {
 		if got := commits(t, s) - before; got != 1 {
 			t.Errorf("40 waiting transactions took %d commits, want 1", got)
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -317,7 +319,9 @@ func TestContextInTheQueue(t *testing.T) {
 		if get(t, s, "withdrawn") != nil || get(t, s, "committed") == nil {
 			t.Error("the errors do not tell what was applied")
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -396,7 +400,9 @@ func TestCommitFails(t *testing.T) {
 		if next := <-c; next < at || at <= index {
 			t.Errorf("watched from %d to %d, written at %d", index, next, at)
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -453,7 +459,9 @@ func TestExpiry(t *testing.T) {
 		if _, err := s.NewSession(ctx, bus.SessionOptions{TTL: -1}); err == nil {
 			t.Error("took a negative TTL")
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -465,7 +473,11 @@ func TestExpiryOnFullDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
+		defer func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		id := newSession(t, s, 10*time.Second)
 		apply(t, s, bus.Op{Verb: bus.OpLock, Key: "owner", Session: id})
 		fail(t, s, func() error { return syscall.ENOSPC })
@@ -505,7 +517,9 @@ func TestWatchMaxWait(t *testing.T) {
 		if err != nil || next != index || len(pairs) != 1 || time.Since(start) != defaultMaxWait {
 			t.Errorf("after %v: %d pairs, index %d after %d, %v", time.Since(start), len(pairs), next, index, err)
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -571,8 +585,50 @@ func TestWatchPrecision(t *testing.T) {
 		if _, next, err := s.Watch(t.Context(), "w/", index+1000); err != nil || next != index {
 			t.Errorf("Watch from the future: index %d, %v; want %d", next, err, index)
 		}
-		s.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 		<-c
+	})
+}
+
+// TestWatchBeforeAnnouncement: a watch that looks when a deletion is committed but
+// not announced yet neither goes back nor misses it.
+func TestWatchBeforeAnnouncement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, filepath.Join(t.TempDir(), "mesh.db"))
+		apply(t, s, set("w/about", "x"))
+		index := apply(t, s, set("w/a", "x"))[0].ModifyIndex
+		at := index + 1
+		err := s.db.Update(func(tx *bolt.Tx) error {
+			return errors.Join(tx.Bucket(bucketPairs).Delete([]byte("w/a")), putUint(tx.Bucket(bucketMeta), keyIndex, at))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := make(chan uint64, 1)
+		go func() {
+			_, next, err := s.Watch(t.Context(), "w/", index)
+			if err != nil {
+				t.Errorf("Watch: %v", err)
+			}
+			c <- next
+		}()
+		synctest.Wait()
+		select {
+		case next := <-c:
+			t.Fatalf("Watch went from %d to %d", index, next)
+		default:
+		}
+		s.mu.Lock()
+		s.announceLocked([]change{{key: "w/a", index: at, deleted: true}})
+		s.mu.Unlock()
+		if next := <-c; next != at {
+			t.Errorf("index %d, want %d", next, at)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -141,7 +141,7 @@ func (s *Store) prepare() error {
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() // an error when committed, and of no interest
+	defer func() { _ = tx.Rollback() }() // after a commit it only says so
 	dirty := false
 	for _, name := range [][]byte{bucketMeta, bucketPairs, bucketSessions, bucketLocks} {
 		if tx.Bucket(name) == nil {

@@ -56,8 +56,6 @@ func (s *Store) Watch(ctx context.Context, prefix string, after uint64) ([]bus.P
 		if err != nil {
 			return nil, 0, err
 		}
-		// Not only "greater": a caller that comes with an index from before a
-		// restore must not wait for the store to catch up with it.
 		if index != after || anyway {
 			return list, index, nil
 		}
@@ -73,12 +71,15 @@ func (s *Store) Watch(ctx context.Context, prefix string, after uint64) ([]bus.P
 	}
 }
 
-// look returns what is below prefix and its index. It does not read the values
-// when the index is after, unless anyway is set.
+// look returns what is below prefix and its index: after when nothing is known to
+// have changed since, less than after only if the store never came that far (it
+// was restored, and the caller must not wait for it to catch up). It does not read
+// the values when the index is after, unless anyway is set.
 func (s *Store) look(ctx context.Context, prefix string, after uint64, anyway bool) (list []bus.Pair, index uint64, err error) {
 	// The deletions come first: one that is committed between the two reads is then
-	// seen without being counted, and costs the caller a needless wake-up. The
-	// other way round it would be counted without being seen, and missed.
+	// seen without being counted. It is announced in a moment and wakes the caller,
+	// at worst needlessly. The other way round it would be counted without being
+	// seen, and missed.
 	s.mu.Lock()
 	index = s.deletes.last(prefix)
 	s.mu.Unlock()
@@ -86,6 +87,10 @@ func (s *Store) look(ctx context.Context, prefix string, after uint64, anyway bo
 		err := scan(tx.Bucket(bucketPairs), prefix, func(_ string, e *entry) {
 			index = max(index, e.modify)
 		})
+		// What was there at after may be gone without being counted yet.
+		if after <= getUint(tx.Bucket(bucketMeta), keyIndex) {
+			index = max(index, after)
+		}
 		if err != nil || index == after && !anyway {
 			return err
 		}

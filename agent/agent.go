@@ -1,0 +1,110 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Spec is an agent: who it is and what answers for it.
+type Spec struct {
+	// ID is its address; Name is for people (empty: the ID).
+	ID, Name, Description, Workspace string
+	// Capabilities are what others may ask of it, as "infra.check".
+	Capabilities []string
+	Runner       Runner
+}
+
+// DisplayName is the name for people.
+func (s Spec) DisplayName() string {
+	if s.Name != "" {
+		return s.Name
+	}
+	return s.ID
+}
+
+// Runner says what answers. A field that its kind does not use is ignored.
+type Runner struct {
+	// Kind names the factory: "echo", "relay", "checks".
+	Kind string
+	// To (relay) is the agent that is asked when a question names none.
+	To string
+	// Timeout (relay) is how long to wait for an answer; 0: until shortly before the
+	// question's TTL or the ack timeout. For checks it bounds one check; 0: its own default.
+	Timeout time.Duration
+	// Checks (checks) are the parts to look at: consul, nomad, node. Empty: all.
+	Checks []string
+	// Interval (checks) is how often they run by themselves; 0: only when asked.
+	Interval time.Duration
+	// Nomad (checks) says how to reach it; empty fields: the environment.
+	Nomad Nomad
+	// Options is whatever else the configuration has.
+	Options map[string]any
+}
+
+// Nomad is how to reach Nomad. Token is a secret: it has no place in logs and errors.
+type Nomad struct{ Address, Token string }
+
+// Directory is all that a runner needs of the registry.
+type Directory interface {
+	// Agents lists the known agents that have the capability, by id; all of them for "".
+	Agents(capability string) []bus.AgentInfo
+}
+
+// Deps are what runners work with.
+type Deps struct {
+	// Gateway is the one that runs the agent.
+	Gateway   string
+	Directory Directory
+	// Logger may be nil.
+	Logger hclog.Logger
+}
+
+// Factory makes the handler of one agent. Its error is a mistake in the configuration.
+type Factory func(Spec, Deps) (bus.Handler, error)
+
+// Runners finds factories by kind.
+type Runners map[string]Factory
+
+// Builtin returns the runners that need nothing from outside: echo and relay.
+func Builtin() Runners { return Runners{"echo": NewEcho, "relay": NewRelay} }
+
+// New makes the handler of an agent. The error names the kinds there are.
+func (r Runners) New(spec Spec, deps Deps) (bus.Handler, error) {
+	f, ok := r[spec.Runner.Kind]
+	if !ok {
+		kinds := make([]string, 0, len(r))
+		for k := range r {
+			kinds = append(kinds, k)
+		}
+		slices.Sort(kinds)
+		return nil, fmt.Errorf("agent %s: runner kind %q is not known: set runner.kind to one of %s", spec.ID, spec.Runner.Kind, strings.Join(kinds, ", "))
+	}
+	if deps.Logger == nil {
+		deps.Logger = hclog.NewNullLogger()
+	}
+	h, err := f(spec, deps)
+	if err != nil {
+		return nil, fmt.Errorf("agent %s: runner %s: %w", spec.ID, spec.Runner.Kind, err)
+	}
+	return h, nil
+}
+
+// Text is a payload as a person reads it: the string, the "text" of an object that has one
+// (a [Finding] does), else the JSON.
+func Text(payload json.RawMessage) string {
+	var o struct {
+		Text *string `json:"text"`
+	}
+	if len(payload) > 0 && payload[0] == '{' && json.Unmarshal(payload, &o) == nil && o.Text != nil {
+		return *o.Text
+	}
+	return envelope.PayloadText(payload)
+}

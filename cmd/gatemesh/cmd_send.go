@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// answerTimeout is how long a command waits for what another agent does.
+const answerTimeout = 60 * time.Second
+
+// maxBody bounds what is read as a message's body: a little more than a payload may have,
+// so that the gateway's own refusal is what people see.
+const maxBody = envelope.MaxPayload + 64<<10
+
+// sendFlags are the flags of send and ask.
+type sendFlags struct {
+	to, from, capability, ttl, conversation, id, file, wait string
+	maxHops                                                 int
+	jsonBody                                                bool
+}
+
+func (a *app) messageFlags(c *cobra.Command, f *sendFlags) {
+	fl := c.Flags()
+	fl.StringVar(&f.to, "to", f.to, "agent, or agent@gateway")
+	fl.StringVar(&f.from, "from", "", "on whose behalf (default: the gateway's choice)")
+	fl.StringVar(&f.capability, "capability", "", "what is asked of the agent, as infra.check")
+	fl.StringVar(&f.ttl, "ttl", "", "life of the message, as 30s (default: the gateway's)")
+	fl.IntVar(&f.maxHops, "max-hops", 0, "hops it may make (default: the gateway's)")
+	fl.StringVar(&f.conversation, "conversation", "", "conversation id: order is kept within one")
+	fl.StringVar(&f.id, "id", "", "message id (UUID): sending again under the same id is safe")
+	fl.StringVar(&f.file, "file", "", `read the body from a file ("-": standard input)`)
+	fl.BoolVar(&f.jsonBody, "json-body", false, "the body is JSON and is sent as such, not as text")
+	_ = c.RegisterFlagCompletionFunc("to", a.completeAgents)
+	_ = c.MarkFlagFilename("file")
+}
+
+var waitWords = []string{"none", "accepted", "delivered", "acked", "replied"}
+
+func (a *app) sendCommand() *cobra.Command {
+	f := &sendFlags{}
+	c := &cobra.Command{
+		Use:   "send --to AGENT[@GATEWAY] [BODY...]",
+		Short: "Send a message to an agent",
+		Long: `Send a message to an agent, and say what became of it so far.
+
+The body is the arguments, --file, or standard input when it is piped (or BODY is "-").
+It is sent as text, or with --json-body as the JSON that it is.
+
+--wait says how long to stay: none and accepted return when the gateway has the message
+safe in the store; delivered, acked and replied wait for that (--timeout, default 60s).
+
+` + exitHelp,
+		Example: `  gatemesh send --to bobby --capability infra.check "check everything"
+  echo '{"disk":"/"}' | gatemesh send --to billy --json-body --wait acked`,
+		RunE: body(func(cmd *cobra.Command, args []string) error {
+			if f.to == "" {
+				return failf(exitUsage, "send needs --to AGENT (gatemesh agents lists them)")
+			}
+			return a.send(cmd.Context(), f, args, f.wait == "replied")
+		}),
+	}
+	a.messageFlags(c, f)
+	c.Flags().StringVar(&f.wait, "wait", "accepted", "none, accepted, delivered, acked or replied")
+	_ = c.RegisterFlagCompletionFunc("wait", cobra.FixedCompletions(waitWords, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+func (a *app) askCommand() *cobra.Command {
+	f := &sendFlags{to: "jerry", wait: "replied"}
+	c := &cobra.Command{
+		Use:   "ask [--to AGENT] QUESTION...",
+		Short: "Ask an agent and print its answer",
+		Long: `Ask an agent, wait for the answer (--timeout, default 60s) and print its text.
+
+If none comes in time, what is known of the question is printed and the status is 3; the
+question goes on, and "gatemesh message show ID" finds its answer later.
+
+` + exitHelp,
+		Example: `  gatemesh ask "Ask Bobby to check the infrastructure"
+  gatemesh ask --to billy@billy-gateway "how is your node?"`,
+		RunE: body(func(cmd *cobra.Command, args []string) error { return a.send(cmd.Context(), f, args, true) }),
+	}
+	a.messageFlags(c, f)
+	return c
+}
+
+// send is both commands. With answer, the reply's text is what is printed.
+func (a *app) send(ctx context.Context, f *sendFlags, args []string, answer bool) error {
+	req, err := a.sendRequest(f, args)
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	wait := a.timeoutOr(callTimeout)
+	if f.wait != "none" && f.wait != "accepted" {
+		wait = a.timeoutOr(answerTimeout)
+	}
+	res, err := c.send(ctx, req, wait)
+	if err != nil {
+		return err
+	}
+	return a.showSent(res, f.wait, answer, wait)
+}
+
+func (a *app) sendRequest(f *sendFlags, args []string) (sendRequest, error) {
+	var zero sendRequest
+	if !contains(waitWords, f.wait) {
+		return zero, failf(exitUsage, "--wait %q: use one of %s", f.wait, strings.Join(waitWords, ", "))
+	}
+	if _, err := envelope.ParseAddress(f.to); err != nil {
+		return zero, failf(exitUsage, "--to %q: %w (write agent or agent@gateway)", f.to, err)
+	}
+	if f.ttl != "" {
+		if d, err := time.ParseDuration(f.ttl); err != nil || d <= 0 {
+			return zero, failf(exitUsage, "--ttl %q: write a duration, as 30s or 5m", f.ttl)
+		}
+	}
+	if f.maxHops < 0 || f.maxHops > envelope.MaxHops {
+		return zero, failf(exitUsage, "--max-hops %d: from 1 to %d", f.maxHops, envelope.MaxHops)
+	}
+	text, err := a.readBody(f.file, args)
+	if err != nil {
+		return zero, err
+	}
+	payload := envelope.TextPayload(text)
+	if f.jsonBody {
+		if payload = json.RawMessage(strings.TrimSpace(text)); !json.Valid(payload) {
+			return zero, failf(exitUsage, "--json-body: the body is not JSON (leave the flag out to send it as text)")
+		}
+	}
+	return sendRequest{
+		ID: f.id, To: f.to, From: f.from, Capability: f.capability, Payload: payload,
+		TTL: f.ttl, MaxHops: f.maxHops, ConversationID: f.conversation, Wait: f.wait,
+	}, nil
+}
+
+// readBody finds the body: arguments, a file, or standard input.
+func (a *app) readBody(file string, args []string) (string, error) {
+	stdin := file == "-" || len(args) == 1 && args[0] == "-" && file == ""
+	var r io.Reader
+	switch {
+	case file != "" && len(args) > 0:
+		return "", failf(exitUsage, "the body is given twice: as an argument and with --file")
+	case stdin, file == "" && len(args) == 0 && !isTerminal(a.in):
+		r = a.in
+	case file != "":
+		f, err := os.Open(file)
+		if err != nil {
+			return "", failf(exitUsage, "read the body: %w", err)
+		}
+		defer f.Close()
+		r = f
+	case len(args) == 0:
+		return "", failf(exitUsage, `no body: give it as an argument, with --file, or pipe it in`)
+	default:
+		return strings.Join(args, " "), nil
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxBody+1))
+	if err != nil {
+		return "", failf(exitFailed, "read the body: %w", err)
+	}
+	if len(b) > maxBody {
+		return "", failf(exitUsage, "the body is larger than %d KiB, the most a message carries: send a reference instead", envelope.MaxPayload>>10)
+	}
+	if strings.TrimSpace(string(b)) == "" {
+		return "", failf(exitUsage, "no body: give it as an argument, with --file, or pipe it in")
+	}
+	return strings.TrimSuffix(string(b), "\n"), nil
+}
+
+// showSent prints the outcome and gives it its status.
+func (a *app) showSent(res *sendResult, wait string, answer bool, waited time.Duration) error {
+	p := a.printer()
+	if a.asJSON {
+		if err := p.json(res); err != nil {
+			return err
+		}
+	}
+	switch {
+	case res.Facts.Dead && !reached(res, wait):
+		return failf(exitFailed, "message %s was given up (%s: %s); what happened: gatemesh message show %s",
+			res.MessageID, res.Facts.Class, res.Facts.Reason, res.MessageID)
+	case !reached(res, wait):
+		return failf(exitTimeout, "not %s within %s; message %s is %s; look again: gatemesh message show %s",
+			wait, waited, res.MessageID, res.Facts, res.MessageID)
+	case a.asJSON:
+	case answer && res.Reply != nil:
+		p.printf("%s\n", strings.TrimRight(printableText(res.Reply.Text()), "\n"))
+	default:
+		p.printf("%s %s\n", res.MessageID, res.Facts)
+	}
+	return nil
+}
+
+// reached reports whether what the caller waited for is a fact.
+func reached(res *sendResult, wait string) bool {
+	switch wait {
+	case "delivered":
+		return res.Facts.Delivered || res.Facts.Acked || res.Facts.Replied
+	case "acked":
+		return res.Facts.Acked
+	case "replied":
+		return res.Facts.Replied && res.Reply != nil
+	}
+	return true
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// completeAgents offers the agents that a gateway knows, if one answers quickly.
+func (a *app) completeAgents(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	agents, err := c.agents(ctx, "")
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, ag := range agents {
+		if strings.HasPrefix(ag.ID, typed) {
+			out = append(out, fmt.Sprintf("%s\t%s", ag.ID, printable(strings.Join(ag.Capabilities, ", "))))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,199 @@
+package gateway
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// The HTTP API, version 1. All bodies are JSON, in UTF-8; all names are stable.
+//
+//	GET  /health               200 while the process lives; open to everybody
+//	GET  /ready                200 when messages are accepted, else 503 with the reason; open
+//	GET  /metrics              Prometheus text (METRICS.md has the table); open
+//	GET  /                     the dashboard; its page is open, its data needs the token
+//	GET  /v1/status            StatusResponse: this gateway
+//	POST /v1/messages          SendRequest -> MessageStatus
+//	GET  /v1/messages          MessagesResponse: newest first, ?limit=N (50, at most 500)
+//	GET  /v1/messages/{id}     MessageStatus; ?wait=delivered|acked|replied&timeout=30s waits first
+//	GET  /v1/agents            AgentsResponse; ?capability=infra.check
+//	GET  /v1/gateways          GatewaysResponse
+//	GET  /v1/inboxes           InboxesResponse
+//	GET  /v1/inboxes/{agent}   bus.InboxInfo
+//	GET  /v1/events            WebSocket: one StreamEvent a text frame;
+//	                           ?replay=N first sends up to N (at most 1000) earlier events,
+//	                           ?message=ID only what belongs to one message or question
+//
+// Everything below /v1 needs "Authorization: Bearer TOKEN" when the gateway has a
+// token. A browser, which cannot set that header on a WebSocket, offers the
+// subprotocols StreamProtocol and StreamTokenPrefix + unpadded base64url of the token.
+//
+// A request that fails gets an [APIError] in an ErrorResponse. A POST needs the content
+// type application/json, has at most MaxBodyBytes, and is refused with the
+// name of the field when it has one that is not known.
+const (
+	// MaxBodyBytes bounds a request's body.
+	MaxBodyBytes = 1 << 20
+	// DefaultWait and MaxWait bound how long a request waits when it asks to wait.
+	DefaultWait = 30 * time.Second
+	MaxWait     = 10 * time.Minute
+	// DefaultFrom is the sender of a message that names none.
+	DefaultFrom = "operator"
+	// StreamProtocol is the WebSocket subprotocol of the event stream, and
+	// StreamTokenPrefix begins the one that carries a token.
+	StreamProtocol    = "gatemesh.v1"
+	StreamTokenPrefix = "gatemesh.token."
+)
+
+// What a request may wait for.
+const (
+	WaitDelivered = "delivered"
+	WaitAcked     = "acked"
+	// WaitReplied also asks for an answer; without it nobody keeps one.
+	WaitReplied = "replied"
+)
+
+// SendRequest is the body of POST /v1/messages. To and one of Text and Payload are
+// required.
+type SendRequest struct {
+	// ID makes sending again safe: a lower-case UUID. The same id is the same message; the
+	// second request sends nothing and is answered like the first. Empty: a new one.
+	ID string `json:"id,omitempty"`
+	// To is agent or agent@gateway.
+	To string `json:"to"`
+	// From is on whose behalf. Empty: DefaultFrom.
+	From string `json:"from,omitempty"`
+	// Capability is what is asked of the agent, as "infra.check".
+	Capability string `json:"capability,omitempty"`
+	// Text is a payload for people; Payload is any JSON value. One of the two.
+	Text    *string         `json:"text,omitempty"`
+	Payload json.RawMessage `json:"payload,omitempty"`
+	// TTL is a Go duration ("90s", at most mesh.maxTTL). Empty: mesh.defaultTTL.
+	TTL string `json:"ttl,omitempty"`
+	// MaxHops; 0: mesh.defaultMaxHops.
+	MaxHops int `json:"max_hops,omitempty"`
+	// ConversationID orders messages among themselves. Empty: one of its own.
+	ConversationID string `json:"conversation_id,omitempty"`
+	// CorrelationID is the UUID of the message that started it all. Empty: this one.
+	CorrelationID string `json:"correlation_id,omitempty"`
+	// Traceparent is W3C Trace Context. Empty: the request's traceparent header.
+	Traceparent string `json:"traceparent,omitempty"`
+	// Reply asks for an answer without waiting: it is kept for mesh.resultRetention and
+	// read with GET /v1/messages/{id} at any gateway. Wait "replied" implies it.
+	Reply bool `json:"reply,omitempty"`
+	// Wait holds the answer of this request back until the message is delivered, acked or
+	// replied, or was given up. Empty: only until it is accepted.
+	Wait string `json:"wait,omitempty"`
+	// Timeout ends waiting, as a Go duration. Empty: DefaultWait; at most MaxWait.
+	Timeout string `json:"timeout,omitempty"`
+}
+
+// MessageStatus is what is known of a message: the four facts, separately.
+//
+// POST answers 202 when the message is accepted, and with wait: 200 when what was waited for
+// is so or the message was given up (facts.dead), 202 with timed_out when time was up
+// before (the message goes on). GET answers 200 in all these cases.
+type MessageStatus struct {
+	bus.Status
+	// Text is the answer for people, when there is one.
+	Text string `json:"text,omitempty"`
+	// TimedOut: waiting ended before what was waited for.
+	TimedOut bool `json:"timed_out,omitempty"`
+}
+
+// StatusResponse is the answer of GET /v1/status.
+type StatusResponse struct {
+	Gateway string        `json:"gateway"`
+	Version string        `json:"version"`
+	URL     string        `json:"url"`
+	Store   string        `json:"store"`
+	Started envelope.Time `json:"started"`
+	Ready   bool          `json:"ready"`
+	// Reason says why it is not ready.
+	Reason string `json:"reason,omitempty"`
+	// Owned are the agents whose inboxes this gateway drains now.
+	Owned []string `json:"owned"`
+	// Streams is the number of clients on /v1/events.
+	Streams int `json:"streams"`
+}
+
+// ProbeResponse is the answer of /health and /ready.
+type ProbeResponse struct {
+	Status  string `json:"status"` // ok, ready or not-ready
+	Gateway string `json:"gateway"`
+	Version string `json:"version,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// MessagesResponse is the answer of GET /v1/messages: what this gateway remembers.
+type MessagesResponse struct {
+	Messages []MessageStatus `json:"messages"`
+}
+
+// AgentsResponse is the answer of GET /v1/agents.
+type AgentsResponse struct {
+	Agents []bus.AgentInfo `json:"agents"`
+}
+
+// GatewaysResponse is the answer of GET /v1/gateways.
+type GatewaysResponse struct {
+	Gateways []bus.GatewayInfo `json:"gateways"`
+}
+
+// InboxesResponse is the answer of GET /v1/inboxes.
+type InboxesResponse struct {
+	Inboxes []bus.InboxInfo `json:"inboxes"`
+}
+
+// StreamEvent is one frame of /v1/events. Seq counts this gateway's events since it
+// started, from 1, without gaps: a client that sees one has lost something.
+type StreamEvent struct {
+	Seq uint64 `json:"seq"`
+	bus.Event
+}
+
+// ErrorResponse is the body of every answer with a status of 400 or more.
+type ErrorResponse struct {
+	Error APIError `json:"error"`
+}
+
+// The codes of an APIError, each with its HTTP status.
+const (
+	CodeInvalid          = "invalid"            // 400: the request; Field names what, where known
+	CodeUnauthorized     = "unauthorized"       // 401: token missing or wrong
+	CodeForbidden        = "forbidden"          // 403: another site's page, or a foreign Host
+	CodeUnknownAgent     = "unknown_agent"      // 404: no gateway has ever served it
+	CodeNotFound         = "not_found"          // 404: no such message, inbox or path
+	CodeMethodNotAllowed = "method_not_allowed" // 405
+	CodeConflict         = "conflict"           // 409: another message has this id
+	CodeTooLarge         = "too_large"          // 413: the body or the payload
+	CodeContentType      = "content_type"       // 415
+	CodeInternal         = "internal"           // 500: a bug here; the log has more
+	CodeNotReady         = "not_ready"          // 503: the store was not reached yet
+	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
+	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
+	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
+	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which
+	CodeTimeout          = "timeout"            // 504: the store did not answer in time
+	CodeClientGone       = "client_closed"      // 499: for logs and metrics only
+	statusClientGone     = 499
+)
+
+// APIError says what went wrong and, where somebody can mend it, how.
+type APIError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	// Field is the field of the request that is wrong.
+	Field string `json:"field,omitempty"`
+	// MessageID is the message that it is about.
+	MessageID string `json:"message_id,omitempty"`
+
+	status int
+}
+
+func (e *APIError) Error() string { return e.Message }
+
+// Status is the HTTP status.
+func (e *APIError) Status() int { return e.status }

@@ -52,10 +52,10 @@ const (
 	// patience is how long a message may wait behind others of its conversation before it gets
 	// a record of its own, so that the lane's cursor can go on.
 	patience = time.Second
-	// heldItems and heldBytes bound what one inbox holds in memory; the rest waits in
-	// its lanes.
+	// heldItems and heldBytes bound what is in memory of one lane; the rest waits in the store.
+	// The bound is per lane so that one source's backlog never holds up another's mail.
 	heldItems = 2048
-	heldBytes = 64 << 20
+	heldBytes = 16 << 20
 	// fetchSlots is how many slots are read at once.
 	fetchSlots = 8
 )
@@ -85,15 +85,14 @@ type inbox struct {
 
 	mu      sync.Mutex
 	sources map[string]*source
+	bells   map[string]chan Pair
 	convs   map[string]*conversation
 	// active holds every message in memory by its key; duplicates of these are recognised
 	// before they have a receipt.
 	active map[string]*job
 	// asks finds the job that waits for an answer, by the question's id.
-	asks      map[string]*job
-	held      int
-	heldBytes int
-	// room is closed and replaced when held shrinks.
+	asks map[string]*job
+	// room is closed and replaced when a message leaves.
 	room chan struct{}
 }
 
@@ -107,7 +106,7 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 	ib := &inbox{
 		b: b, spec: spec, handler: h, session: session, term: term,
 		slots:   make(chan struct{}, spec.MaxConcurrent),
-		sources: map[string]*source{}, convs: map[string]*conversation{},
+		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
 	ib.ctx, ib.cancel = context.WithCancelCause(b.life)
@@ -155,16 +154,62 @@ func (ib *inbox) run() error {
 	}
 	return ib.b.watch(ib.intake, inboxPrefix(ib.spec.ID), func(pairs []Pair) error {
 		for _, p := range pairs {
-			from := sourceOfBell(ib.spec.ID, p.Key)
-			if from == "" {
-				continue
-			}
-			if err := ib.ring(from, p); err != nil {
-				return err
+			if from := sourceOfBell(ib.spec.ID, p.Key); from != "" {
+				ib.announce(from, p)
 			}
 		}
 		return nil
 	})
+}
+
+// announce hands a bell to the loop of its lane, starting it the first time. Lanes are
+// read side by side: a full one waits alone.
+func (ib *inbox) announce(from string, p Pair) {
+	ib.mu.Lock()
+	bells := ib.bells[from]
+	if bells == nil {
+		bells = make(chan Pair, 1)
+		ib.bells[from] = bells
+		ib.wg.Add(1)
+		go func() {
+			defer ib.wg.Done()
+			ib.readLane(from, bells)
+		}()
+	}
+	ib.mu.Unlock()
+	select {
+	case <-bells: // an older bell that nobody has looked at yet says less
+	default:
+	}
+	bells <- p
+}
+
+// readLane follows one lane's bells until the term ends.
+func (ib *inbox) readLane(from string, bells <-chan Pair) {
+	var last Pair
+	retry := newBackoff()
+	for {
+		select {
+		case last = <-bells:
+		case <-ib.intake.Done():
+			return
+		}
+		for {
+			s, err := ib.source(from)
+			if err == nil {
+				err = ib.ring(s, last)
+			}
+			if err == nil || ib.intake.Err() != nil {
+				retry.Reset()
+				break
+			}
+			if !errors.Is(err, ErrUnavailable) {
+				ib.b.log.Warn("cannot read a lane; trying again", "agent", ib.spec.ID, "from", from, "error", err)
+			}
+			ib.b.storeDown(err)
+			ib.b.pause(ib.intake, retry, err)
+		}
+	}
 }
 
 // source returns the receiving end of a lane, loading it the first time.
@@ -187,16 +232,13 @@ func (ib *inbox) source(from string) (*source, error) {
 }
 
 // ring reads what a bell announces.
-func (ib *inbox) ring(from string, p Pair) error {
+func (ib *inbox) ring(s *source, p Pair) error {
+	from := s.from
 	var bl bell
 	if err := json.Unmarshal(p.Value, &bl); err != nil {
 		ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
 			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
 		return nil
-	}
-	s, err := ib.source(from)
-	if err != nil {
-		return err
 	}
 	for s.fetched < bl.Seq {
 		if s.fetched+1 == bl.Seq && len(bl.Entry) > 0 {
@@ -229,7 +271,7 @@ func (ib *inbox) ring(from string, p Pair) error {
 // admit takes one entry into memory and hands its messages to their conversations. It
 // waits while the inbox holds all it may.
 func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
-	if err := ib.waitForRoom(len(raw)); err != nil {
+	if err := ib.waitForRoom(s, len(raw)); err != nil {
 		return err
 	}
 	le := &laneEntry{src: s, seq: seq}
@@ -312,8 +354,8 @@ func (ib *inbox) enter(j *job, size int) {
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
 	j.size = size
-	ib.held++
-	ib.heldBytes += size
+	j.src.held++
+	j.src.heldBytes += size
 	ib.active[j.env.Key()] = j
 }
 
@@ -328,16 +370,16 @@ func (ib *inbox) leave(j *job) {
 	for _, c := range j.asked {
 		delete(ib.asks, c)
 	}
-	ib.held--
-	ib.heldBytes -= j.size
+	j.src.held--
+	j.src.heldBytes -= j.size
 	close(ib.room)
 	ib.room = make(chan struct{})
 }
 
-func (ib *inbox) waitForRoom(n int) error {
+func (ib *inbox) waitForRoom(s *source, n int) error {
 	for {
 		ib.mu.Lock()
-		ok := ib.held < heldItems && (ib.heldBytes+n <= heldBytes || ib.held == 0)
+		ok := s.held < heldItems && (s.heldBytes+n <= heldBytes || s.held == 0)
 		room := ib.room
 		ib.mu.Unlock()
 		if ok {

@@ -27,8 +27,10 @@ type source struct {
 	page page
 	// entries are fetched and not yet all behind the cursor, in order.
 	entries []*laneEntry
-	// fetched is the newest entry that was read; only the consumer touches it.
+	// fetched is the newest entry that was read; only the lane's reader touches it.
 	fetched uint64
+	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.
+	held, heldBytes int
 	// seen is the dedupe memory; order holds its keys, oldest first.
 	seen  map[string]envelope.State
 	order []string

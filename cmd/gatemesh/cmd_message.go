@@ -10,6 +10,7 @@ import (
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/gateway"
 )
 
 func (a *app) messageCommand() *cobra.Command {
@@ -65,7 +66,7 @@ or, for what this gateway remembers, its last characters (as the timelines show 
 	return group("message", "List and show messages", list, show)
 }
 
-func (a *app) printMessages(messages []bus.Status) {
+func (a *app) printMessages(messages []gateway.MessageStatus) {
 	t := newTable("ID", "MADE", "FROM", "TO", "CAPABILITY", "STATE", "FACTS")
 	for _, m := range messages {
 		from, to, capability, made := "", "", "", ""
@@ -97,7 +98,7 @@ func stateColour(s envelope.State) colour {
 	return yellow
 }
 
-func (a *app) printMessage(st *bus.Status) {
+func (a *app) printMessage(st *gateway.MessageStatus) {
 	p := a.printer()
 	field := func(name, value string) {
 		if value != "" {
@@ -142,12 +143,12 @@ func (a *app) printMessage(st *bus.Status) {
 		p.printf("\n%s\n%s\n", p.paint(bold, "body"), indent(e.Text()))
 	}
 	if r := st.Reply; r != nil {
-		p.printf("\n%s from %s@%s\n%s\n", p.paint(bold, "answer"), r.SourceAgent, r.SourceGateway, indent(r.Text()))
+		p.printf("\n%s from %s@%s\n%s\n", p.paint(bold, "answer"), r.SourceAgent, r.SourceGateway, indent(st.Text))
 	}
 }
 
 // messageTimeline counts from when the message was made.
-func (a *app) messageTimeline(p *printer, st *bus.Status) *timeline {
+func (a *app) messageTimeline(p *printer, st *gateway.MessageStatus) *timeline {
 	start := time.Time{}
 	switch {
 	case st.Envelope != nil:
@@ -177,7 +178,7 @@ func (a *app) followMessage(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.stream(ctx, st.MessageID)
+	s, err := c.stream(ctx, st.MessageID, 0)
 	if err != nil {
 		return err
 	}
@@ -215,7 +216,7 @@ func (a *app) followMessage(ctx context.Context, id string) error {
 		if ev.MessageID != st.MessageID {
 			continue
 		}
-		if err := show(ev); err != nil {
+		if err := show(ev.Event); err != nil {
 			return err
 		}
 		// Only the gateway knows all facts of it: a receipt may tell what another one did.

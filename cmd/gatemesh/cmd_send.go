@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/gateway"
 )
 
 // answerTimeout is how long a command waits for what another agent does.
@@ -107,19 +109,19 @@ func (a *app) send(ctx context.Context, f *sendFlags, args []string, answer bool
 		return err
 	}
 	wait := a.timeoutOr(callTimeout)
-	if f.wait != "none" && f.wait != "accepted" {
+	if waits(f.wait) {
 		wait = a.timeoutOr(answerTimeout)
 	}
 	res, err := c.send(ctx, req, wait)
 	if err != nil {
-		return err
+		return notKnown(err, req.ID)
 	}
 	return a.showSent(res, f.wait, answer, wait)
 }
 
-func (a *app) sendRequest(f *sendFlags, args []string) (sendRequest, error) {
-	var zero sendRequest
-	if !contains(waitWords, f.wait) {
+func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, error) {
+	var zero gateway.SendRequest
+	if !slices.Contains(waitWords, f.wait) {
 		return zero, failf(exitUsage, "--wait %q: use one of %s", f.wait, strings.Join(waitWords, ", "))
 	}
 	if _, err := envelope.ParseAddress(f.to); err != nil {
@@ -143,10 +145,17 @@ func (a *app) sendRequest(f *sendFlags, args []string) (sendRequest, error) {
 			return zero, failf(exitUsage, "--json-body: the body is not JSON (leave the flag out to send it as text)")
 		}
 	}
-	return sendRequest{
+	req := gateway.SendRequest{
 		ID: f.id, To: f.to, From: f.from, Capability: f.capability, Payload: payload,
-		TTL: f.ttl, MaxHops: f.maxHops, ConversationID: f.conversation, Wait: f.wait,
-	}, nil
+		TTL: f.ttl, MaxHops: f.maxHops, ConversationID: f.conversation,
+	}
+	if req.ID == "" {
+		req.ID = envelope.NewID() // known before the gateway answers, so that trying again is safe
+	}
+	if waits(f.wait) {
+		req.Wait, req.Timeout = f.wait, a.timeoutOr(answerTimeout).String()
+	}
+	return req, nil
 }
 
 // readBody finds the body: arguments, a file, or standard input.
@@ -184,7 +193,7 @@ func (a *app) readBody(file string, args []string) (string, error) {
 }
 
 // showSent prints the outcome and gives it its status.
-func (a *app) showSent(res *sendResult, wait string, answer bool, waited time.Duration) error {
+func (a *app) showSent(res *gateway.MessageStatus, wait string, answer bool, waited time.Duration) error {
 	p := a.printer()
 	if a.asJSON {
 		if err := p.json(res); err != nil {
@@ -200,15 +209,27 @@ func (a *app) showSent(res *sendResult, wait string, answer bool, waited time.Du
 			wait, waited, res.MessageID, res.Facts, res.MessageID)
 	case a.asJSON:
 	case answer && res.Reply != nil:
-		p.printf("%s\n", strings.TrimRight(printableText(res.Reply.Text()), "\n"))
+		p.printf("%s\n", strings.TrimRight(printableText(res.Text), "\n"))
 	default:
 		p.printf("%s %s\n", res.MessageID, res.Facts)
 	}
 	return nil
 }
 
+// waits reports whether the gateway shall hold its answer back.
+func waits(wait string) bool { return wait != "none" && wait != "accepted" }
+
+// notKnown adds how to go on when a request was sent and its answer never came.
+func notKnown(err error, id string) error {
+	var known *apiError
+	if exitCode(err) != exitUnavailable || errors.As(err, &known) {
+		return err
+	}
+	return failf(exitUnavailable, "%w; if it was sent, it is %s", err, id)
+}
+
 // reached reports whether what the caller waited for is a fact.
-func reached(res *sendResult, wait string) bool {
+func reached(res *gateway.MessageStatus, wait string) bool {
 	switch wait {
 	case "delivered":
 		return res.Facts.Delivered || res.Facts.Acked || res.Facts.Replied
@@ -218,15 +239,6 @@ func reached(res *sendResult, wait string) bool {
 		return res.Facts.Replied && res.Reply != nil
 	}
 	return true
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // completeAgents offers the agents that a gateway knows, if one answers quickly.

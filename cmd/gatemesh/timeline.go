@@ -26,6 +26,9 @@ type timeline struct {
 	gateways int
 }
 
+// noStart makes a timeline show the time of day.
+var noStart time.Time
+
 func newTimeline(p *printer, start time.Time, gateways ...string) *timeline {
 	t := &timeline{p: p, start: start, gateways: 13}
 	for _, g := range gateways {

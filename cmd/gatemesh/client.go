@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/gateway"
+)
+
+// A client talks to one gateway's API. Its errors carry their exit status.
+type client struct {
+	base  *url.URL
+	token string
+	http  *http.Client
+}
+
+// client makes one from --addr and --token, or their variables.
+func (a *app) client() (*client, error) {
+	addr := a.addr
+	if addr == "" {
+		addr = a.getenv("GATEMESH_ADDR")
+	}
+	if addr == "" {
+		addr = defaultAddr
+	}
+	token := a.token
+	if token == "" {
+		token = a.getenv("GATEMESH_TOKEN", "OPENCLAW_GATEWAY_TOKEN")
+	}
+	return newClient(addr, token)
+}
+
+func newClient(addr, token string) (*client, error) {
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	u, err := url.Parse(addr)
+	if err == nil {
+		switch u.Scheme {
+		case "ws":
+			u.Scheme = "http"
+		case "wss":
+			u.Scheme = "https"
+		}
+	}
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, failf(exitUsage, "the gateway's address is not a URL: write it like %s (--addr, GATEMESH_ADDR)", defaultAddr)
+	}
+	if strings.ContainsAny(token, "\r\n") {
+		return nil, failf(exitUsage, "the token holds a line break: check --token, GATEMESH_TOKEN and OPENCLAW_GATEWAY_TOKEN")
+	}
+	return &client{base: u, token: token, http: &http.Client{
+		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, MaxIdleConnsPerHost: 4},
+		// A redirect would carry the token elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+func (c *client) addr() string { return strings.TrimSuffix(c.base.Redacted(), "/") }
+
+func (c *client) close() { c.http.CloseIdleConnections() }
+
+func (c *client) url(path string, query url.Values) string {
+	u := *c.base
+	u = *u.JoinPath(path)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// do sends one request and decodes the answer into out.
+func (c *client) do(ctx context.Context, method, path string, query url.Values, in, out any) error {
+	_, err := c.exchange(ctx, method, path, query, in, out)
+	return err
+}
+
+// maxAnswer bounds an answer. The largest lists 500 messages with 256 KiB payloads.
+const maxAnswer = 512 << 20
+
+// exchange is do, and returns the answer's header too.
+func (c *client) exchange(ctx context.Context, method, path string, query url.Values, in, out any) (http.Header, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.url(path, query), body)
+	if err != nil {
+		return nil, failf(exitUsage, "%w", err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("User-Agent", "gatemesh/"+buildVersion().Version)
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return resp.Header, c.unreachable(ctx, err)
+	}
+	if resp.StatusCode >= 300 {
+		return resp.Header, c.refused(resp, b)
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return resp.Header, failf(exitUnavailable, "%s does not answer like a gateway (%s): check --addr and GATEMESH_ADDR", c.addr(), resp.Status)
+	}
+	return resp.Header, nil
+}
+
+// unreachable says why there was no answer, without the URL's query and userinfo.
+func (c *client) unreachable(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return quiet(exitFailed)
+	case errors.Is(err, context.DeadlineExceeded) || isTimeout(err):
+		return failf(exitUnavailable, "gateway at %s did not answer in time (see: gatemesh doctor)", c.addr())
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op
+	} else if u := (*url.Error)(nil); errors.As(err, &u) {
+		err = u.Err
+	}
+	return failf(exitUnavailable, "gateway at %s cannot be reached: %w (start one: gatemesh gateway --config FILE; or name it: --addr, GATEMESH_ADDR)", c.addr(), err)
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// refused turns an error answer into an error: the gateway's words, and our status.
+func (c *client) refused(resp *http.Response, body []byte) error {
+	var r gateway.ErrorResponse
+	if json.Unmarshal(body, &r) != nil || r.Error.Code == "" {
+		if resp.StatusCode < 400 {
+			return failf(exitUnavailable, "%s sends us elsewhere (%s, %s): use that address", c.addr(), resp.Status, printable(resp.Header.Get("Location")))
+		}
+		return failf(exitUnavailable, "%s does not answer like a gateway (%s): check --addr and GATEMESH_ADDR", c.addr(), resp.Status)
+	}
+	e := r.Error
+	text := e.Message
+	if e.Field != "" && !strings.Contains(text, e.Field) {
+		text = e.Field + ": " + text
+	}
+	switch e.Code {
+	case gateway.CodeUnauthorized:
+		text += " (give it with GATEMESH_TOKEN or --token; the gateway has it in gateway.auth.token)"
+	case gateway.CodeUnknownAgent:
+		text += " (gatemesh agents lists the known ones)"
+	case gateway.CodeOutcomeUnknown:
+		text += fmt.Sprintf(" (send it again with --id %s: that is safe)", e.MessageID)
+	}
+	api := &apiError{code: e.Code, messageID: e.MessageID, text: text}
+	switch {
+	case resp.StatusCode < 500:
+		return &exitError{exitUsage, api}
+	case resp.StatusCode == http.StatusInternalServerError:
+		return &exitError{exitFailed, api}
+	}
+	return &exitError{exitUnavailable, api}
+}
+
+// apiError is the gateway's refusal; code is one of gateway.Code*.
+type apiError struct{ code, messageID, text string }
+
+func (e *apiError) Error() string { return e.text }
+
+func hasCode(err error, code string) bool {
+	var e *apiError
+	return errors.As(err, &e) && e.code == code
+}
+
+// send posts a message. The request is held open as long as the gateway waits, and a bit
+// longer, so that it is the gateway that says what is known when time is up.
+func (c *client) send(ctx context.Context, req gateway.SendRequest, wait time.Duration) (*gateway.MessageStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+	defer cancel()
+	var out gateway.MessageStatus
+	if err := c.do(ctx, http.MethodPost, "v1/messages", nil, req, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+func (c *client) messages(ctx context.Context, limit int) ([]gateway.MessageStatus, error) {
+	out := gateway.MessagesResponse{Messages: []gateway.MessageStatus{}}
+	err := c.do(ctx, http.MethodGet, "v1/messages", url.Values{"limit": {strconv.Itoa(limit)}}, nil, &out)
+	return out.Messages, err
+}
+
+func (c *client) message(ctx context.Context, id string) (*gateway.MessageStatus, error) {
+	var out gateway.MessageStatus
+	if err := c.do(ctx, http.MethodGet, "v1/messages/"+url.PathEscape(id), nil, nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// find is message for an id that may be cut short, as the timelines print it.
+func (c *client) find(ctx context.Context, id string) (*gateway.MessageStatus, error) {
+	const whole, least = 36, 4
+	id = strings.ToLower(strings.TrimSpace(id))
+	if len(id) >= whole {
+		return c.message(ctx, id)
+	}
+	if len(id) < least {
+		return nil, failf(exitUsage, "message id %q is too short: at least the last %d characters (gatemesh message list)", id, least)
+	}
+	const mostListed = 500
+	known, err := c.messages(ctx, mostListed)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, m := range known {
+		if strings.HasSuffix(m.MessageID, id) || strings.HasPrefix(m.MessageID, id) {
+			found = append(found, m.MessageID)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, failf(exitUsage, "no message here ends in %q (gatemesh message list; a message of another gateway needs its whole id)", id)
+	case 1:
+		return c.message(ctx, found[0])
+	}
+	return nil, failf(exitUsage, "%d messages end in %q: write more of the id (%s)", len(found), id, strings.Join(found[:2], ", "))
+}
+
+func (c *client) agents(ctx context.Context, capability string) ([]bus.AgentInfo, error) {
+	query := url.Values{}
+	if capability != "" {
+		query.Set("capability", capability)
+	}
+	out := gateway.AgentsResponse{Agents: []bus.AgentInfo{}}
+	err := c.do(ctx, http.MethodGet, "v1/agents", query, nil, &out)
+	return out.Agents, err
+}
+
+func (c *client) gateways(ctx context.Context) ([]bus.GatewayInfo, error) {
+	out := gateway.GatewaysResponse{Gateways: []bus.GatewayInfo{}}
+	err := c.do(ctx, http.MethodGet, "v1/gateways", nil, nil, &out)
+	return out.Gateways, err
+}
+
+// inboxes lists all inboxes, or only one agent's.
+func (c *client) inboxes(ctx context.Context, agent string) ([]bus.InboxInfo, error) {
+	if agent != "" {
+		var one bus.InboxInfo
+		if err := c.do(ctx, http.MethodGet, "v1/inboxes/"+url.PathEscape(agent), nil, nil, &one); err != nil {
+			return nil, err
+		}
+		return []bus.InboxInfo{one}, nil
+	}
+	out := gateway.InboxesResponse{Inboxes: []bus.InboxInfo{}}
+	err := c.do(ctx, http.MethodGet, "v1/inboxes", nil, nil, &out)
+	return out.Inboxes, err
+}
+
+func (c *client) status(ctx context.Context) (*gateway.StatusResponse, error) {
+	var out gateway.StatusResponse
+	if err := c.do(ctx, http.MethodGet, "v1/status", nil, nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// health asks the open probe; the header has the gateway's clock.
+func (c *client) health(ctx context.Context) (*gateway.ProbeResponse, http.Header, error) {
+	var out gateway.ProbeResponse
+	header, err := c.exchange(ctx, http.MethodGet, "health", nil, nil, &out)
+	return &out, header, err
+}

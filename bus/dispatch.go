@@ -128,7 +128,7 @@ func (j *job) handle() {
 			return
 		}
 		if j.env.Expired(time.Now(), envelope.DefaultSkew) {
-			j.dead(envelope.ClassExpired, fmt.Errorf("ttl of %s passed %s ago", j.env.TTL.Duration(), time.Since(j.env.ExpiresAt()).Round(time.Millisecond)))
+			j.dead(envelope.ClassExpired, expiry(&j.env.Envelope))
 			return
 		}
 		if err := j.env.CheckHops(j.del.Hops); err != nil {
@@ -166,6 +166,14 @@ func (j *job) handle() {
 			return
 		}
 	}
+}
+
+// expiry says why an envelope is expired: too old, or stamped by a clock that is ahead.
+func expiry(e *envelope.Envelope) error {
+	if ahead := time.Until(e.CreatedAt.Time); ahead > 0 {
+		return fmt.Errorf("created_at is %s in the future: set the clock of %s (allowed skew %s)", ahead.Round(time.Millisecond), e.SourceGateway, envelope.DefaultSkew)
+	}
+	return fmt.Errorf("ttl of %s passed %s ago", e.TTL.Duration(), time.Since(e.ExpiresAt()).Round(time.Millisecond))
 }
 
 // wait waits for d, and reports whether ctx still lives.

@@ -11,7 +11,7 @@ import (
 // implementations exist: bus/consul and bus/local; bus/bustest is the contract
 // that both pass.
 //
-// Keys are UTF-8 paths without a leading slash. All reads are consistent (never
+// Keys are clean UTF-8 paths: no leading slash, no empty, "." or ".." element, nothing escaped. All reads are consistent (never
 // stale). Methods are safe for concurrent use.
 //
 // Errors: [ErrUnavailable] (try again later; a write may or may not have been
@@ -33,20 +33,22 @@ type Store interface {
 	// Txn applies all ops or none, in one step that is durable when Txn returns.
 	// It returns one Pair for every op: what the op wrote (without its value) or,
 	// for OpGet, what it read (Key empty when there is none); for checks and
-	// deletes a Pair with only Key set.
-	// A refused transaction returns *TxnError. Limits apply ([Limits]).
+	// deletes a Pair with only Key set. All keys that it writes get one ModifyIndex; later ops
+	// see what earlier ones wrote. A refused transaction returns *TxnError. Limits apply ([Limits]).
 	Txn(ctx context.Context, ops []Op) ([]Pair, error)
 
 	// Watch waits until something below prefix has changed since the watch index
 	// after, then returns what is below prefix now and the index to pass next time. With
 	// after 0 it returns at once. It may return early with nothing changed, and
-	// several changes may come as one: a watch carries wake-ups, not facts.
+	// several changes may come as one: a watch carries wake-ups, not facts. The index is never
+	// 0. Keep a resident key below the prefix: without one the watch may wake for anything.
 	// The returned index may be lower than after (the store was restored); callers
 	// only ever pass back what they were given.
 	Watch(ctx context.Context, prefix string, after uint64) ([]Pair, uint64, error)
 
 	// NewSession creates a session. Keys locked by it are deleted when it ends
-	// (destroyed, its TTL passed without renewal, or its check turned critical).
+	// (destroyed, its TTL passed without renewal, or its check turned critical). For a moment
+	// after that the lock may still be refused (Consul's lock-delay, here 1 ms): try again.
 	NewSession(ctx context.Context, opt SessionOptions) (string, error)
 
 	// RenewSession restarts the TTL. ErrNoSession: it has ended.
@@ -81,7 +83,8 @@ type Verb uint8
 
 // The verbs of a transaction. Each is one of Consul's KV transaction verbs.
 const (
-	// OpSet writes Value whatever is there (a lock on the key stays).
+	// OpSet writes Value whatever is there (a lock on the key stays). Writing the bytes that
+	// a key holds already keeps its ModifyIndex and wakes nobody; so it is with OpCAS and OpLock.
 	OpSet Verb = iota + 1
 	// OpCAS writes Value if the key's ModifyIndex is Index; Index 0: if there is no such key.
 	OpCAS
@@ -89,7 +92,7 @@ const (
 	OpGet
 	// OpDelete deletes the key; a missing key is not an error.
 	OpDelete
-	// OpDeleteCAS deletes the key if its ModifyIndex is Index.
+	// OpDeleteCAS deletes the key if its ModifyIndex is Index; a missing key is not an error.
 	OpDeleteCAS
 	// OpDeleteTree deletes every key that starts with Key.
 	OpDeleteTree
@@ -99,7 +102,8 @@ const (
 	// OpUnlock writes Value and releases the lock that Session holds; refused
 	// when it does not hold it.
 	OpUnlock
-	// OpCheckSession refuses the transaction unless Session holds the key's lock.
+	// OpCheckSession refuses the transaction unless Session holds the key's lock; an empty
+	// Session is always refused.
 	OpCheckSession
 	// OpCheckIndex refuses the transaction unless the key's ModifyIndex is Index.
 	OpCheckIndex
@@ -139,7 +143,8 @@ func (o Op) Writes() bool {
 type Limits struct {
 	// Ops is the number of operations (Consul: 64 is safe on every version).
 	Ops int
-	// Bytes is the sum of all values (Consul: 512 KiB of JSON, values in base64).
+	// Bytes is the sum of all values (368 KiB: with 64 keys of up to 150 bytes, and in
+	// base64, just below the 512 KiB that Consul takes).
 	Bytes int
 }
 

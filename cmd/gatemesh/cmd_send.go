@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -222,7 +223,8 @@ func waits(wait string) bool { return wait != "none" && wait != "accepted" }
 // notKnown adds how to go on when a request was sent and its answer never came.
 func notKnown(err error, id string) error {
 	var known *apiError
-	if exitCode(err) != exitUnavailable || errors.As(err, &known) {
+	var op *net.OpError
+	if exitCode(err) != exitUnavailable || errors.As(err, &known) || errors.As(err, &op) && op.Op == "dial" {
 		return err
 	}
 	return failf(exitUnavailable, "%w; if it was sent, it is %s", err, id)

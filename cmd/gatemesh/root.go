@@ -93,7 +93,7 @@ func (a *app) rootCommand() *cobra.Command {
 	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.agentsCommand(), a.gatewaysCommand(),
 		a.inboxCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
 	a.add(root, "node", a.gatewayCommand(), a.configCommand())
-	a.add(root, "try", a.demoCommand())
+	a.add(root, "try", a.demoCommand(), a.benchCommand())
 	a.add(root, "", a.versionCommand())
 	return root
 }

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/gateway"
+)
+
+func notThere(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// gateway asks the running gateway about itself and the mesh. Its error is bad usage.
+func (d *doctor) gateway(ctx context.Context) error {
+	c, err := d.a.client()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	ctx, cancel := d.within(ctx)
+	defer cancel()
+
+	asked := time.Now()
+	health, header, err := c.health(ctx)
+	if err != nil {
+		file := d.file
+		if file == "" {
+			file = "FILE"
+		}
+		d.fail("gateway", err.Error(), "gatemesh gateway --config "+file+" (or export GATEMESH_ADDR=http://HOST:PORT)")
+		return nil
+	}
+	d.ok("gateway", fmt.Sprintf("%s answers at %s", health.Gateway, c.addr()))
+	d.clock("clock", "the gateway", header, asked, time.Now())
+
+	st, err := c.status(ctx)
+	switch {
+	case hasCode(err, gateway.CodeUnauthorized):
+		d.fail("token", "the gateway refuses it", "export GATEMESH_TOKEN=... (the value of gateway.auth.token, or of OPENCLAW_GATEWAY_TOKEN where the gateway runs)")
+		return nil
+	case err != nil:
+		d.fail("token", err.Error(), "look at the log of "+health.Gateway)
+		return nil
+	}
+	if c.token == "" {
+		d.ok("token", "the gateway asks for none")
+	} else {
+		d.ok("token", "accepted")
+	}
+	if st.Ready {
+		d.ok("ready", fmt.Sprintf("%s accepts messages; store: %s", st.Gateway, st.Store))
+	} else {
+		d.fail("ready", fmt.Sprintf("%s accepts no messages: %s", st.Gateway, st.Reason), "mend the store ("+st.Store+"): the gateway goes on by itself then")
+	}
+	d.mesh(ctx, c)
+	return nil
+}
+
+// clock compares this machine's clock with the Date header of an answer, which counts in
+// whole seconds.
+func (d *doctor) clock(check, whose string, header http.Header, asked, answered time.Time) {
+	date, err := http.ParseTime(header.Get("Date"))
+	if err != nil {
+		return
+	}
+	// The header's second may have begun up to one second before the answer was made.
+	skew := time.Duration(0)
+	switch {
+	case date.Add(time.Second).Before(asked):
+		skew = date.Add(time.Second).Sub(asked)
+	case date.After(answered):
+		skew = date.Sub(answered)
+	}
+	if skew.Abs() < envelope.DefaultSkew/2 {
+		d.ok(check, "agrees with "+whose)
+		return
+	}
+	way := "ahead of"
+	if skew > 0 {
+		way = "behind"
+	}
+	detail := fmt.Sprintf("this clock is %s %s %s's; messages are judged wrongly beyond %s", skew.Abs().Round(100*time.Millisecond), way, whose, envelope.DefaultSkew)
+	if skew.Abs() < envelope.DefaultSkew {
+		d.warn(check, detail, "timedatectl set-ntp true (on both)")
+		return
+	}
+	d.fail(check, detail, "timedatectl set-ntp true (on both)")
+}
+
+// mesh looks for what nobody serves.
+func (d *doctor) mesh(ctx context.Context, c *client) {
+	gateways, err := c.gateways(ctx)
+	if err != nil {
+		d.fail("gateways", err.Error(), "gatemesh status")
+		return
+	}
+	var gone []string
+	for _, g := range gateways {
+		if g.Status == bus.StatusUnreachable {
+			gone = append(gone, g.Name)
+		}
+	}
+	if len(gone) > 0 {
+		d.warn("gateways", "unreachable: "+strings.Join(gone, ", "), "start it on its node: gatemesh gateway --config FILE; one that is gone for good: consul kv delete -recurse openclaw/gateways/"+gone[0]+"/")
+	} else {
+		d.ok("gateways", plural(len(gateways), "gateway")+", all reachable")
+	}
+
+	agents, err := c.agents(ctx, "")
+	if err != nil {
+		d.fail("agents", err.Error(), "gatemesh status")
+		return
+	}
+	var idle []string
+	for _, a := range agents {
+		if a.Status != bus.StatusActive {
+			idle = append(idle, a.ID)
+		}
+	}
+	if len(idle) > 0 {
+		d.warn("agents", "without an owner: "+strings.Join(idle, ", "), "start a gateway that has them in agents.list: gatemesh gateway --config FILE")
+	} else {
+		d.ok("agents", plural(len(agents), "agent")+", each with an owner")
+	}
+
+	inboxes, err := c.inboxes(ctx, "")
+	if err != nil {
+		d.fail("inboxes", err.Error(), "gatemesh status")
+		return
+	}
+	d.inboxes(inboxes)
+}
+
+func (d *doctor) inboxes(inboxes []bus.InboxInfo) {
+	fine := true
+	for _, i := range inboxes {
+		if waiting := i.Waiting + uint64(i.Pending); waiting > 0 && i.Owner == "" {
+			fine = false
+			d.fail("inbox "+i.Agent, fmt.Sprintf("%d messages wait and nobody drains it", waiting), "start a gateway that serves "+i.Agent+": gatemesh gateway --config FILE")
+		}
+		if i.DeadLetters > 0 {
+			fine = false
+			d.warn("inbox "+i.Agent, plural(i.DeadLetters, "dead letter"), "consul kv get -recurse openclaw/deadletters/"+i.Agent+"/ (each says why), or gatemesh message show ID")
+		}
+	}
+	if fine {
+		d.ok("inboxes", fmt.Sprintf("%d known; nothing waits in vain, no dead letters", len(inboxes)))
+	}
+}

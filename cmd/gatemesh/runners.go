@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+
+	"github.com/gatemesh/gatemesh/agent"
+	"github.com/gatemesh/gatemesh/agent/infra"
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/gateway"
+)
+
+// The capabilities of the checks runner.
+const (
+	infraCheck = "infra.check"
+	nodeReport = "node.report"
+)
+
+// runners are all kinds that this binary knows: the agent package's own, and those that
+// need something outside.
+func runners(consul gateway.ConsulConfig) agent.Runners {
+	r := agent.Builtin()
+	r["checks"] = func(spec agent.Spec, _ agent.Deps) (bus.Handler, error) { return newChecks(spec, consul) }
+	return r
+}
+
+// newChecks makes the runner that looks at Consul, Nomad and the own node.
+func newChecks(spec agent.Spec, consul gateway.ConsulConfig) (bus.Handler, error) {
+	looksAt := func(part string) bool {
+		return len(spec.Runner.Checks) == 0 || slices.Contains(spec.Runner.Checks, part)
+	}
+	checker, err := infra.New(infra.Options{
+		Consul:   consulClient(consul),
+		Nomad:    nomadClient(spec.Runner.Nomad),
+		NoConsul: !looksAt("consul"),
+		NoNomad:  !looksAt("nomad"),
+		Timeout:  spec.Runner.Timeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	onlyNode := !looksAt("consul") && !looksAt("nomad")
+	return agent.Checks(func(ctx context.Context, capability string) (agent.Finding, error) {
+		if capability == "" {
+			capability = infraCheck
+			if onlyNode {
+				capability = nodeReport
+			}
+		}
+		switch capability {
+		case infraCheck:
+			r := checker.Check(ctx)
+			return agent.Finding{Text: r.Text(), Result: r.Summary(), Report: r}, nil
+		case nodeReport:
+			r := checker.Node(ctx)
+			return agent.Finding{Text: r.Text(), Result: string(r.Status), Report: r}, nil
+		}
+		return agent.Finding{}, fmt.Errorf("%w: %q; this agent does %s and %s", agent.ErrNotOffered, capability, infraCheck, nodeReport)
+	}), nil
+}
+
+// consulClient is how the check reaches Consul; nil leaves it all to the environment, and
+// so do empty fields.
+func consulClient(c gateway.ConsulConfig) *consulapi.Config {
+	if c == (gateway.ConsulConfig{}) {
+		return nil
+	}
+	return &consulapi.Config{Address: c.Address, Token: c.Token, Datacenter: c.Datacenter}
+}
+
+// nomadClient is the same for Nomad. Its library fills in nothing, hence the default
+// configuration, which has the environment's; the address stays empty unless somebody
+// named one, because only then is Nomad missed when it is silent.
+func nomadClient(n agent.Nomad) *nomadapi.Config {
+	if n == (agent.Nomad{}) {
+		return nil
+	}
+	cfg := nomadapi.DefaultConfig()
+	cfg.Address = n.Address
+	if n.Token != "" {
+		cfg.SecretID = n.Token
+	}
+	return cfg
+}

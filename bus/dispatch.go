@@ -279,7 +279,7 @@ func (j *job) recordLocked() pendingOp {
 }
 
 func (j *job) receiptLocked(at envelope.Time) receipt {
-	r := receipt{ID: j.env.MessageID, State: j.del.State, At: at, Gateway: j.ib.b.cfg.Gateway, Attempt: j.del.Attempt}
+	r := receipt{IDs: []string{j.env.MessageID}, State: j.del.State, At: at, Gateway: j.ib.b.cfg.Gateway, Attempt: j.del.Attempt}
 	if j.del.State != envelope.Delivered {
 		r.DeliveredAt = j.del.DeliveredAt
 	}

@@ -275,8 +275,8 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		return err
 	}
 	le := &laneEntry{src: s, seq: seq}
-	var e entry
-	switch err := json.Unmarshal(raw, &e); {
+	e, err := decodeEntry(raw)
+	switch {
 	case len(raw) == 0:
 		ib.b.emit(Event{Event: EventGap, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
 			Reason: fmt.Sprintf("entry %d is missing: somebody deleted %s", seq, slotKey(s.from, ib.spec.ID, seq))})
@@ -427,7 +427,7 @@ func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.C
 		State: envelope.DeadLetter, Class: class, Reason: cause.Error()}
 	ib.b.writer.submit(&unit{
 		ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}},
-		receipts: []ownedReceipt{{s, receipt{ID: id, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
+		receipts: []ownedReceipt{{s, receipt{IDs: []string{id}, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
 		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from})}},
 		done: func(err error) {
 			if err == nil {

@@ -51,11 +51,14 @@ func (w *writer) loadLane(ctx context.Context, to string) (*lane, error) {
 	}
 	for _, k := range keys {
 		if n, ok := parsePadded(k[len(prefix):]); ok {
-			l.slots = append(l.slots, n)
-			// A bell that somebody deleted must not make us reuse a number.
-			if n > l.seq {
-				l.seq = n
+			// A slot beyond the bell is one that a lost try left behind: it was never
+			// announced, and the next entry is written over it. But without a bell (somebody
+			// deleted it) no number may be used again.
+			if l.index != 0 && n > l.seq {
+				continue
 			}
+			l.slots = append(l.slots, n)
+			l.seq = max(l.seq, n)
 		}
 	}
 	h, _, err := w.b.readHead(ctx, w.b.cfg.Gateway, to)

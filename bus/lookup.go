@@ -152,7 +152,7 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 			}
 			for _, raw := range h.Receipts {
 				var r receipt
-				if json.Unmarshal(raw, &r) != nil || r.ID != st.MessageID {
+				if json.Unmarshal(raw, &r) != nil || !contains(r.IDs, st.MessageID) {
 					continue
 				}
 				found = true

@@ -272,13 +272,14 @@ func (o *outbox) tell(agent string, receipts []json.RawMessage) {
 			o.b.log.Warn("receipt is not readable", "agent", agent, "error", err)
 			continue
 		}
-		ev := Event{Event: EventReceipt, At: envelope.At(time.Now()), Gateway: o.b.cfg.Gateway, MessageID: r.ID, To: agent,
-			State: r.State, Attempt: r.Attempt, Class: r.Class, Reason: r.Error, By: r.Gateway}
-		if e := o.b.tracks.envelope(r.ID); e != nil {
-			full := o.b.eventOf(EventReceipt, &e.Envelope)
-			ev.CorrelationID, ev.From, ev.Capability, ev.Millis, ev.InReplyTo = full.CorrelationID, full.From, full.Capability, full.Millis, full.InReplyTo
+		for _, id := range r.IDs {
+			ev := Event{Event: EventReceipt, At: envelope.At(time.Now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
+			if e := o.b.tracks.envelope(id); e != nil {
+				ev = o.b.eventOf(EventReceipt, &e.Envelope)
+			}
+			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By = r.State, r.Attempt, r.Class, r.Error, r.Gateway
+			o.b.emit(ev)
 		}
-		o.b.emit(ev)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// headReceipts is how many receipts may stand beside the cursor before the next write
+	// headReceipts is how many messages may stand beside the cursor before the next write
 	// moves them to the ledger: a bigger page costs every quick ack more bytes, a smaller
 	// one more keys.
 	headReceipts = 32
@@ -51,18 +51,19 @@ type page struct {
 	value                 []byte
 	number, cursor, count uint64
 	receipts              [][]byte
+	messages              int // in receipts
 	ledger                []ledgerPage
 }
 
 type ledgerPage struct {
 	number   uint64
-	receipts int
+	messages int
 }
 
-func (p *page) ledgerReceipts() int {
+func (p *page) ledgerMessages() int {
 	n := 0
 	for _, l := range p.ledger {
-		n += l.receipts
+		n += l.messages
 	}
 	return n
 }
@@ -104,24 +105,30 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 			b.log.Warn("ledger page is not readable; ignored", "key", p.Key)
 			continue
 		}
-		s.page.ledger = append(s.page.ledger, ledgerPage{n, len(lp.Receipts)})
+		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
 		s.page.number = max(s.page.number, n+1)
-		s.rememberRawLocked(lp.Receipts)
 	}
 	for _, r := range h.Receipts {
 		s.page.receipts = append(s.page.receipts, r)
 	}
-	s.rememberRawLocked(h.Receipts)
+	s.page.messages = s.rememberRawLocked(h.Receipts)
 	return nil
 }
 
-func (s *source) rememberRawLocked(rs []json.RawMessage) {
+// rememberRawLocked adds receipts to the dedupe memory, and returns how many messages they name.
+func (s *source) rememberRawLocked(rs []json.RawMessage) int {
+	n := 0
 	for _, raw := range rs {
 		var r receipt
-		if json.Unmarshal(raw, &r) == nil {
-			s.rememberLocked(r.ID, r.State)
+		if json.Unmarshal(raw, &r) != nil {
+			continue
 		}
+		for _, id := range r.IDs {
+			s.rememberLocked(id, r.State)
+		}
+		n += len(r.IDs)
 	}
+	return n
 }
 
 func (s *source) remember(id string, st envelope.State) {

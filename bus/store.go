@@ -37,6 +37,12 @@ type Store interface {
 	// see what earlier ones wrote. A refused transaction returns *TxnError. Limits apply ([Limits]).
 	Txn(ctx context.Context, ops []Op) ([]Pair, error)
 
+	// Put writes one key by compare-and-swap, as a transaction of one OpCAS would, and reports
+	// whether it did. A big value is much cheaper this way than in a transaction
+	// (Consul takes it as it is, instead of as base64 inside JSON), and may have up to
+	// 512 KiB less 4 KiB.
+	Put(ctx context.Context, key string, value []byte, index uint64) (bool, error)
+
 	// Watch waits until something below prefix has changed since the watch index
 	// after, then returns what is below prefix now and the index to pass next time. With
 	// after 0 it returns at once. It may return early with nothing changed, and

@@ -32,16 +32,17 @@ type item struct {
 	Hops     []envelope.Hop  `json:"hops,omitempty"`
 }
 
-// receipt is one fact about one message. The last one of a message is also its dedupe marker.
+// receipt is one fact about some messages that it became true of at the same time. The last
+// one of a message is also its dedupe marker.
 type receipt struct {
-	ID      string         `json:"id"`
+	IDs     []string       `json:"ids"`
 	State   envelope.State `json:"state"`
 	At      envelope.Time  `json:"at"`
 	Gateway string         `json:"gateway"`
 	Attempt int            `json:"attempt,omitempty"`
 	Class   envelope.Class `json:"class,omitempty"`
 	Error   string         `json:"error,omitempty"`
-	// DeliveredAt is when the agent got it, in receipts of a later state.
+	// DeliveredAt is when the agent got (the first of) them, in receipts of a later state.
 	DeliveredAt *envelope.Time `json:"delivered_at,omitempty"`
 }
 
@@ -53,6 +54,89 @@ type receiptHead struct {
 	// Page is the number that this page of receipts will have in the ledger.
 	Page     uint64            `json:"page"`
 	Receipts []json.RawMessage `json:"receipts"`
+}
+
+// decodeEntry reads an entry. The envelopes are cut out without being looked at: whoever
+// decodes them does that, and doing it twice would be most of the receiver's work.
+func decodeEntry(raw []byte) (entry, error) {
+	var e entry
+	mark := []byte(`,"items":[`)
+	i := bytes.Index(raw, mark)
+	if i < 0 || len(raw) < i+len(mark)+2 || raw[len(raw)-1] != '}' {
+		return e, json.Unmarshal(raw, &e) // not as we write it; read it the slow way
+	}
+	if err := json.Unmarshal(append(raw[:i:i], '}'), &e); err != nil {
+		return e, err
+	}
+	rest := raw[i+len(mark) : len(raw)-1]
+	for len(rest) > 0 && rest[0] == '{' {
+		n := objectEnd(rest)
+		if n < 0 {
+			break
+		}
+		var it item
+		const head = `{"envelope":`
+		if obj := rest[:n]; bytes.HasPrefix(obj, []byte(head)) {
+			env := obj[len(head):]
+			m := objectEnd(env)
+			if m < 0 {
+				break
+			}
+			it.Envelope = env[:m:m]
+			if tail := env[m:]; len(tail) > 1 {
+				if err := json.Unmarshal(append([]byte{'{'}, tail[1:]...), &it); err != nil {
+					return e, err
+				}
+			}
+		} else if err := json.Unmarshal(obj, &it); err != nil {
+			return e, err
+		}
+		e.Items = append(e.Items, it)
+		rest = rest[n:]
+		if len(rest) > 0 && rest[0] == ',' {
+			rest = rest[1:]
+		}
+	}
+	if string(rest) != "]" {
+		e = entry{}
+		return e, json.Unmarshal(raw, &e)
+	}
+	return e, nil
+}
+
+// objectEnd returns the length of the JSON object that b starts with, going by brackets and
+// strings alone, or -1.
+func objectEnd(b []byte) int {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{':
+			depth++
+		case '}':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case '"':
+			for i++; ; i++ {
+				n := bytes.IndexByte(b[min(i, len(b)):], '"')
+				if n < 0 {
+					return -1
+				}
+				i += n
+				slashes := 0
+				for j := i - 1; b[j] == '\\'; j-- {
+					slashes++
+				}
+				if slashes%2 == 0 {
+					break
+				}
+			}
+		}
+		if depth == 0 {
+			return -1
+		}
+	}
+	return -1
 }
 
 // pendingRecord is a message with a key of its own: worked on for longer than a moment,
@@ -95,7 +179,20 @@ func mustEncode(v any) []byte {
 
 // encodeItem is an item with the canonical bytes as they are.
 func encodeItem(s *envelope.Sealed, hops []envelope.Hop) []byte {
-	return mustEncode(item{Envelope: s.Canonical(), Hops: hops})
+	b := make([]byte, 0, len(s.Canonical())+32)
+	b = append(b, `{"envelope":`...)
+	b = append(b, s.Canonical()...)
+	if len(hops) > 0 {
+		b = append(b, `,"hops":`...)
+		b = append(b, mustEncode(hops)...)
+	}
+	return append(b, '}')
+}
+
+// joins reports whether two receipts differ in the message and its moments only.
+func (r receipt) joins(o receipt) bool {
+	return r.State == o.State && r.Attempt == o.Attempt && r.Class == o.Class && r.Error == o.Error && r.Gateway == o.Gateway &&
+		(r.DeliveredAt == nil) == (o.DeliveredAt == nil)
 }
 
 // encodeEntry joins items that are encoded already: they are big and many, and

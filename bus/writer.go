@@ -59,7 +59,11 @@ type pendingOp struct {
 const (
 	batchUnits   = 512
 	entryBytes   = 240 << 10
-	receiptBytes = 256 // what one receipt is taken to cost
+	receiptBytes = 64 // what one receipt of many is taken to cost
+	// bigEntry is from where on an entry is put into its slot by a request of its own, as it
+	// is, before the transaction that names it: in base64 inside the transaction's
+	// JSON it would cost every server more than the second request does.
+	bigEntry = 24 << 10
 )
 
 // writer is the one place that writes for delivery. It takes whatever units wait, packs them
@@ -254,6 +258,8 @@ type plan struct {
 }
 
 type laneWrite struct {
+	// big is an entry that is put into its slot before the transaction that names it.
+	big    []byte
 	lane   *lane
 	op     int
 	seq    uint64
@@ -283,7 +289,7 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 	var order []string
 	byLane := map[string][][]byte{}
 	var sources []*source
-	bySource := map[*source][][]byte{}
+	bySource := map[*source][]receipt{}
 	touch := func(s *source) {
 		if _, ok := bySource[s]; !ok {
 			bySource[s] = nil
@@ -310,7 +316,7 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 		}
 		for _, r := range u.receipts {
 			touch(r.src)
-			bySource[r.src] = append(bySource[r.src], mustEncode(r.receipt))
+			bySource[r.src] = joinReceipt(bySource[r.src], r.receipt)
 		}
 	}
 	for _, to := range order {
@@ -379,7 +385,11 @@ func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time)
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
 			lw.slots = append(lw.slots, l.seq)
 		}
-		p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
+		if len(e) > bigEntry {
+			lw.big = e
+		} else {
+			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
+		}
 		lw.slots = append(lw.slots, lw.seq)
 		value = encodeBell(lw.seq, lw.count, nil)
 	}
@@ -390,7 +400,7 @@ func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time)
 
 // appendPage adds receipts to a lane's page and moves its cursor over the entries that this
 // batch completes.
-func (p *plan) appendPage(s *source, receipts [][]byte) {
+func (p *plan) appendPage(s *source, receipts []receipt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, done := s.page, 0
@@ -404,22 +414,35 @@ func (p *plan) appendPage(s *source, receipts [][]byte) {
 	if len(receipts) == 0 && done == 0 {
 		return // part of an entry went to records of its own; the cursor waits for the rest
 	}
-	if len(receipts) > 0 && len(next.receipts) >= headReceipts {
+	if len(receipts) > 0 && next.messages >= headReceipts {
 		p.add(Op{Verb: OpSet, Key: ledgerKey(s.from, s.agent, next.number), Value: next.value})
+		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
 		next.number++
-		next.receipts = nil
-		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number - 1, len(s.page.receipts)})
-		for total := next.ledgerReceipts(); len(next.ledger) > 1 && total-next.ledger[0].receipts >= dedupeReceipts; {
+		next.receipts, next.messages = nil, 0
+		for total := next.ledgerMessages(); len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; {
 			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
-			total -= next.ledger[0].receipts
+			total -= next.ledger[0].messages
 			next.ledger = next.ledger[1:]
 		}
 	}
-	next.receipts = append(next.receipts[:len(next.receipts):len(next.receipts)], receipts...)
+	next.receipts = next.receipts[:len(next.receipts):len(next.receipts)]
+	for _, r := range receipts {
+		next.receipts = append(next.receipts, mustEncode(r))
+		next.messages += len(r.IDs)
+	}
 	next.value = encodeHead(next.cursor, next.count, next.number, next.receipts)
 	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
 	p.witnessed(op)
 	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
+}
+
+// joinReceipt adds a receipt to a list, to the last one's messages if it says the same.
+func joinReceipt(list []receipt, r receipt) []receipt {
+	if n := len(list); n > 0 && list[n-1].joins(r) {
+		list[n-1].IDs = append(list[n-1].IDs[:len(list[n-1].IDs):len(list[n-1].IDs)], r.IDs...)
+		return list
+	}
+	return append(list, r)
 }
 
 // cleanup deletes taken slots with the operations that are left over: of the lanes that
@@ -484,7 +507,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	}
 	for _, u := range p.units {
 		for _, r := range u.receipts {
-			r.src.remember(r.ID, r.State)
+			r.src.remember(r.IDs[0], r.State)
 		}
 		u.finish(nil)
 	}
@@ -523,6 +546,9 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 		}
 		p, err := w.build(ctx, batch)
 		if err == nil {
+			err = w.putBig(ctx, p)
+		}
+		if err == nil {
 			var pairs []Pair
 			pairs, err = w.b.store.Txn(ctx, p.ops)
 			if err == nil {
@@ -559,6 +585,36 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 			w.b.pause(ctx, wait, err)
 		}
 	}
+}
+
+// putBig writes the slots of a plan's big entries. Until a bell names them nobody reads them,
+// and a slot that an earlier try left is written over; only one that is not there or that
+// this gateway's lock covers can be.
+func (w *writer) putBig(ctx context.Context, p *plan) error {
+	for _, lw := range p.lanes {
+		if lw.big == nil {
+			continue
+		}
+		key := slotKey(w.b.cfg.Gateway, lw.lane.to, lw.seq)
+		for index := uint64(0); ; {
+			ok, err := w.b.store.Put(ctx, key, lw.big, index)
+			if err != nil {
+				return err
+			}
+			if ok {
+				break
+			}
+			old, err := w.b.store.Get(ctx, key)
+			if err != nil {
+				return err
+			}
+			index = 0
+			if old != nil {
+				index = old.ModifyIndex
+			}
+		}
+	}
+	return nil
 }
 
 // which reads the witnesses of tries whose answers were lost, and returns the try that was

@@ -528,8 +528,8 @@ func lostReplies(w *world) {
 	})
 	var calls atomic.Int64
 	lose := func(every int64) Hook {
-		return func(call string, ops []bus.Op) error {
-			if call == "Txn" && slices.ContainsFunc(ops, bus.Op.Writes) && calls.Add(1)%every == 0 {
+		return func(_ string, ops []bus.Op) error {
+			if slices.ContainsFunc(ops, bus.Op.Writes) && calls.Add(1)%every == 0 {
 				return fmt.Errorf("%w: lost by the test", bus.ErrUnavailable)
 			}
 			return nil

@@ -14,13 +14,14 @@ const (
 	CallList           = "list"
 	CallKeys           = "keys"
 	CallTxn            = "txn"
+	CallPut            = "put"
 	CallWatch          = "watch"
 	CallNewSession     = "new-session"
 	CallRenewSession   = "renew-session"
 	CallDestroySession = "destroy-session"
 )
 
-// Hook decides about one call; ops is nil unless the call is [CallTxn] and must
+// Hook decides about one call; ops is nil unless the call is [CallTxn] or [CallPut] and must
 // not be changed. An error it returns is what the caller gets, as it is: return
 // one that wraps a sentinel of bus, or code under test cannot judge it. Hooks are
 // called concurrently and may block.
@@ -127,6 +128,16 @@ func (f *FaultyStore) Txn(ctx context.Context, ops []bus.Op) ([]bus.Pair, error)
 			f.keys.Add(n)
 		}
 		return f.inner.Txn(ctx, ops)
+	})
+}
+
+// Put implements [bus.Store]. Hooks see it as the one operation that it is.
+func (f *FaultyStore) Put(ctx context.Context, key string, value []byte, index uint64) (bool, error) {
+	op := bus.Op{Verb: bus.OpCAS, Key: key, Value: value, Index: index}
+	return through(f, CallPut, []bus.Op{op}, func() (bool, error) {
+		f.writes.Add(1)
+		f.keys.Add(1)
+		return f.inner.Put(ctx, key, value, index)
 	})
 }
 

@@ -38,6 +38,7 @@ func Store(t *testing.T, open func(t *testing.T) bus.Store) {
 		{"get", testGet},
 		{"list", testList},
 		{"keys", testKeys},
+		{"put", testPut},
 		{"txn results", testTxnResults},
 		{"txn verbs", testVerbs},
 		{"txn sees its own writes", testOwnWrites},
@@ -400,6 +401,30 @@ func testKeys(f *fixture) {
 			f.Errorf("Keys(%q, %q) = %q, want %q", test.prefix, test.separator, got, want)
 		}
 	}
+}
+
+func testPut(f *fixture) {
+	key := f.key("put")
+	put := func(value string, index uint64, want bool) {
+		f.Helper()
+		ok, err := f.Put(f.ctx, key, []byte(value), index)
+		if err != nil || ok != want {
+			f.Fatalf("put at %d: %v, %v, want %v", index, ok, err, want)
+		}
+	}
+	put("one", 0, true)
+	put("two", 0, false)
+	p := f.has("put", "one")
+	put("two", p.ModifyIndex, true)
+	put("three", p.ModifyIndex, false)
+	f.has("put", "two")
+	big := strings.Repeat("x", 500<<10)
+	put(big, f.get("put").ModifyIndex, true)
+	f.has("put", big)
+	if _, err := f.Put(f.ctx, f.key("over"), make([]byte, 513<<10), 0); !errors.Is(err, bus.ErrTooLarge) {
+		f.Errorf("over the limit: %v", err)
+	}
+	f.lacks("over")
 }
 
 func testTxnResults(f *fixture) {

@@ -184,6 +184,30 @@ func (s *Store) Get(ctx context.Context, key string) (*bus.Pair, error) {
 	return &pair, nil
 }
 
+// Put implements bus.Store: one Raft entry.
+func (s *Store) Put(ctx context.Context, key string, value []byte, index uint64) (bool, error) {
+	if err := checkKey(key); err != nil {
+		return false, err
+	}
+	if len(value) > maxPut {
+		return false, fmt.Errorf("put %s: %w: %d bytes, at most %d", key, bus.ErrTooLarge, len(value), maxPut)
+	}
+	c, err := s.begin(ctx, "put "+key, s.timeout)
+	if err != nil {
+		return false, err
+	}
+	defer c.end()
+	ok, _, err := s.calls.KV().CAS(&api.KVPair{Key: key, Value: value, ModifyIndex: index}, c.write())
+	if err != nil {
+		return false, s.fail(c, err)
+	}
+	return ok, nil
+}
+
+// maxPut is the largest value of a Put: Consul takes 512 KiB (kv_max_value_size), and the
+// same bound holds for the embedded store.
+const maxPut = 508 << 10
+
 // List implements bus.Store. One answer holds everything: keep prefixes small. It
 // is bus.ErrForbidden if the token may not read all of it.
 func (s *Store) List(ctx context.Context, prefix string) ([]bus.Pair, error) {

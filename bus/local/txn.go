@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -44,6 +45,25 @@ func (s *Store) Txn(ctx context.Context, ops []bus.Op) ([]bus.Pair, error) {
 		return nil, err
 	}
 	return res, nil
+}
+
+// maxPut is the largest value of a Put, the same as on Consul.
+const maxPut = 508 << 10
+
+// Put implements [bus.Store].
+func (s *Store) Put(ctx context.Context, key string, value []byte, index uint64) (bool, error) {
+	ops := []bus.Op{{Verb: bus.OpCAS, Key: key, Value: value, Index: index}}
+	if len(value) > maxPut || len(key) > maxKey {
+		return false, fmt.Errorf("%w: key of %d bytes, at most %d; value of %d bytes, at most %d", bus.ErrTooLarge, len(key), maxKey, len(value), maxPut)
+	}
+	err := s.submit(ctx, newRequest(len(value), func(b *batch) error {
+		_, err := b.txn(ops)
+		return err
+	}))
+	if refused := (*bus.TxnError)(nil); errors.As(err, &refused) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // measure returns the sum of the values' sizes in bytes.

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -57,7 +59,7 @@ const (
 	heldItems = 2048
 	heldBytes = 16 << 20
 	// fetchSlots is how many slots are read at once.
-	fetchSlots = 8
+	fetchSlots = 4
 )
 
 // inbox is one term of owning an agent: it ends with the ownership and is never reused.
@@ -251,21 +253,30 @@ func (ib *inbox) ring(s *source, p Pair) error {
 		if len(bl.Entry) > 0 {
 			last = min(last, bl.Seq-1)
 		}
-		var ops []Op
-		for n := s.fetched + 1; n <= last; n++ {
-			ops = append(ops, Op{Verb: OpGet, Key: slotKey(from, ib.spec.ID, n)})
-		}
-		pairs, err := ib.b.store.Txn(ib.intake, ops)
+		values, err := ib.readSlots(from, s.fetched+1, last)
 		if err != nil {
 			return fmt.Errorf("read lane from %s: %w", from, err)
 		}
-		for _, sp := range pairs {
-			if err := ib.admit(s, s.fetched+1, sp.Value); err != nil {
+		for _, v := range values {
+			if err := ib.admit(s, s.fetched+1, v); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// readSlots reads the slots first to last of a lane, side by side.
+func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
+	values := make([][]byte, last-first+1)
+	g, ctx := errgroup.WithContext(ib.intake)
+	for i := range values {
+		g.Go(func() (err error) {
+			values[i], err = ib.b.store.Read(ctx, slotKey(from, ib.spec.ID, first+uint64(i)))
+			return err
+		})
+	}
+	return values, g.Wait()
 }
 
 // admit takes one entry into memory and hands its messages to their conversations. It

@@ -22,6 +22,10 @@ type Store interface {
 	// Get returns the pair at key, or nil without an error when there is none.
 	Get(ctx context.Context, key string) (*Pair, error)
 
+	// Read returns the value at key and nothing else of it, or nil when there is none (or
+	// an empty one): the cheap way to a big value.
+	Read(ctx context.Context, key string) ([]byte, error)
+
 	// List returns every pair whose key starts with prefix, in key order.
 	List(ctx context.Context, prefix string) ([]Pair, error)
 

@@ -58,7 +58,7 @@ type pendingOp struct {
 // Limits of one batch; all far below the store's.
 const (
 	batchUnits   = 512
-	entryBytes   = 240 << 10
+	entryBytes   = 480 << 10
 	receiptBytes = 64 // what one receipt of many is taken to cost
 	// bigEntry is from where on an entry is put into its slot by a request of its own, as it
 	// is, before the transaction that names it: in base64 inside the transaction's
@@ -114,11 +114,18 @@ func (w *writer) full() bool {
 	return w.bytes > queueBytes
 }
 
+// size is what the unit holds in memory.
 func (u *unit) size() int {
-	n := 0
+	n := u.inTxn()
 	for _, it := range u.items {
 		n += len(it)
 	}
+	return n
+}
+
+// inTxn is what the unit adds to a transaction, without what it sends.
+func (u *unit) inTxn() int {
+	n := 0
 	for _, p := range u.pending {
 		n += len(p.value)
 	}
@@ -178,12 +185,15 @@ func (w *writer) take() []*unit {
 	pages := map[*source]bool{}
 	records := map[string]bool{}
 	for _, u := range w.queue {
-		o, s := ops, size+u.size()
-		for _, e := range u.sends {
-			if _, ok := lanes[e.TargetAgent]; !ok {
+		o, s := ops, size+u.inTxn()
+		for i, e := range u.sends {
+			have, ok := lanes[e.TargetAgent]
+			if !ok {
 				o += 3
 				s += bellInline
 			}
+			// A big entry is not in the transaction, but for its first bytes until it is big.
+			s += min(bigEntry, have+len(u.items[i])) - min(bigEntry, have)
 		}
 		if u.owner != nil && !owners[u.owner] {
 			o++

@@ -33,6 +33,10 @@ func Seal(e Envelope) (*Sealed, error) {
 	}
 	s := &Sealed{Envelope: e}
 	s.Payload = payload
+	var ok bool
+	if s.canonical, ok = s.appendJSON(make([]byte, 0, len(payload)+640)); ok {
+		return s, nil
+	}
 	if s.canonical, err = Encode(&s.Envelope); err != nil {
 		return nil, invalid("payload is not JSON: %v", err)
 	}
@@ -80,8 +84,11 @@ func (s *Sealed) decode() error {
 	if err := checkCanonical(s.canonical); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(s.canonical, &s.Envelope); err != nil {
-		return invalid("%v", err)
+	if !s.decodeFast(s.canonical) {
+		s.Envelope = Envelope{}
+		if err := json.Unmarshal(s.canonical, &s.Envelope); err != nil {
+			return invalid("%v", err)
+		}
 	}
 	return s.Validate()
 }

@@ -15,6 +15,7 @@ const (
 	CallKeys           = "keys"
 	CallTxn            = "txn"
 	CallPut            = "put"
+	CallRead           = "read"
 	CallWatch          = "watch"
 	CallNewSession     = "new-session"
 	CallRenewSession   = "renew-session"
@@ -102,6 +103,11 @@ func through[T any](f *FaultyStore, call string, ops []bus.Op, do func() (T, err
 // Get implements [bus.Store].
 func (f *FaultyStore) Get(ctx context.Context, key string) (*bus.Pair, error) {
 	return through(f, CallGet, nil, func() (*bus.Pair, error) { return f.inner.Get(ctx, key) })
+}
+
+// Read implements [bus.Store].
+func (f *FaultyStore) Read(ctx context.Context, key string) ([]byte, error) {
+	return through(f, CallRead, nil, func() ([]byte, error) { return f.inner.Read(ctx, key) })
 }
 
 // List implements [bus.Store].

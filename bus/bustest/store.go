@@ -421,6 +421,12 @@ func testPut(f *fixture) {
 	big := strings.Repeat("x", 500<<10)
 	put(big, f.get("put").ModifyIndex, true)
 	f.has("put", big)
+	if got, err := f.Read(f.ctx, key); err != nil || string(got) != big {
+		f.Errorf("read: %d bytes, %v", len(got), err)
+	}
+	if got, err := f.Read(f.ctx, f.key("nothing")); err != nil || got != nil {
+		f.Errorf("read of nothing: %q, %v", got, err)
+	}
 	if _, err := f.Put(f.ctx, f.key("over"), make([]byte, 513<<10), 0); !errors.Is(err, bus.ErrTooLarge) {
 		f.Errorf("over the limit: %v", err)
 	}

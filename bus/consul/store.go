@@ -184,6 +184,23 @@ func (s *Store) Get(ctx context.Context, key string) (*bus.Pair, error) {
 	return &pair, nil
 }
 
+// Read implements bus.Store.
+func (s *Store) Read(ctx context.Context, key string) ([]byte, error) {
+	if err := checkKey(key); err != nil {
+		return nil, err
+	}
+	c, err := s.begin(ctx, "read "+key, s.timeout)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	c.answer.raw = true
+	if _, _, err := s.calls.KV().Get(key, c.query()); err != nil {
+		return nil, s.fail(c, err)
+	}
+	return c.answer.body, nil
+}
+
 // Put implements bus.Store: one Raft entry.
 func (s *Store) Put(ctx context.Context, key string, value []byte, index uint64) (bool, error) {
 	if err := checkKey(key); err != nil {

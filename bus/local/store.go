@@ -217,6 +217,15 @@ func (s *Store) Get(ctx context.Context, key string) (*bus.Pair, error) {
 	return p, err
 }
 
+// Read implements [bus.Store].
+func (s *Store) Read(ctx context.Context, key string) ([]byte, error) {
+	p, err := s.Get(ctx, key)
+	if err != nil || p == nil || len(p.Value) == 0 {
+		return nil, err
+	}
+	return p.Value, nil
+}
+
 // List implements [bus.Store].
 func (s *Store) List(ctx context.Context, prefix string) ([]bus.Pair, error) {
 	var list []bus.Pair

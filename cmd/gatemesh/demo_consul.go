@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -190,7 +191,7 @@ func (d *demo) sweepLater(ctx context.Context, addr string) error {
 		defer cancel()
 		prefixes := demoPrefixes(d.nodes)
 		if len(before) == 0 {
-			if left, err := s.Keys(ctx, bus.Root+"gateways/", "/"); err == nil && len(left) <= len(d.nodes) {
+			if left, err := s.Keys(ctx, bus.Root+"gateways/", "/"); err == nil && !slices.ContainsFunc(left, d.foreign) {
 				prefixes = append(prefixes, bus.Root+"cluster/")
 			}
 		}
@@ -204,4 +205,9 @@ func (d *demo) sweepLater(ctx context.Context, addr string) error {
 		return nil
 	})
 	return nil
+}
+
+// foreign reports whether a key below openclaw/gateways/ is of a gateway that is not ours.
+func (d *demo) foreign(key string) bool {
+	return !slices.ContainsFunc(d.nodes, func(n *demoNode) bool { return key == bus.Root+"gateways/"+n.gateway+"/" })
 }

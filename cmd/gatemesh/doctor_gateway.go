@@ -44,7 +44,8 @@ func (d *doctor) gateway(ctx context.Context) error {
 		if file == "" {
 			file = "FILE"
 		}
-		d.fail("gateway", err.Error(), "gatemesh gateway --config "+file+" (or export GATEMESH_ADDR=http://HOST:PORT)")
+		detail, _, _ := strings.Cut(err.Error(), " (start one") // the fix says that
+		d.fail("gateway", detail, "gatemesh gateway --config "+file+" (or export GATEMESH_ADDR=http://HOST:PORT)")
 		return nil
 	}
 	d.ok("gateway", fmt.Sprintf("%s answers at %s", health.Gateway, c.addr()))

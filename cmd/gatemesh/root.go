@@ -95,7 +95,29 @@ func (a *app) rootCommand() *cobra.Command {
 	a.add(root, "node", a.gatewayCommand(), a.configCommand())
 	a.add(root, "try", a.demoCommand(), a.benchCommand())
 	a.add(root, "", a.versionCommand())
+	strictDefaults(root)
 	return root
+}
+
+// strictDefaults makes cobra's own commands refuse what they do not know, as all others do.
+func strictDefaults(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "completion":
+			refuseUnknown(c)
+		case "help":
+			show := c.Run
+			c.Run, c.RunE = nil, func(cmd *cobra.Command, args []string) error {
+				if found, rest, err := root.Find(args); err != nil || found == root && len(rest) > 0 {
+					return fmt.Errorf("unknown help topic %q", strings.Join(args, " "))
+				}
+				show(cmd, args)
+				return nil
+			}
+		}
+	}
 }
 
 func (a *app) add(root *cobra.Command, group string, cmds ...*cobra.Command) {
@@ -112,21 +134,27 @@ func body(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, 
 
 // group is a command that only holds others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	names := make([]string, len(subs))
-	for i, s := range subs {
-		names[i] = s.Name()
-	}
-	c := &cobra.Command{
-		Use: use, Short: short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return fmt.Errorf("%s needs one of: %s", cmd.CommandPath(), strings.Join(names, ", "))
-			}
-			return fmt.Errorf("unknown command %q for %q: one of %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
-		},
-	}
+	c := &cobra.Command{Use: use, Short: short}
 	c.AddCommand(subs...)
+	refuseUnknown(c)
 	return c
+}
+
+// refuseUnknown makes a group refuse what it does not hold. Cobra prints help and succeeds.
+func refuseUnknown(c *cobra.Command) {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		var names []string
+		for _, s := range cmd.Commands() {
+			if s.IsAvailableCommand() {
+				names = append(names, s.Name())
+			}
+		}
+		if len(args) == 0 {
+			return fmt.Errorf("%s needs one of: %s", cmd.CommandPath(), strings.Join(names, ", "))
+		}
+		return fmt.Errorf("unknown command %q for %q: one of %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+	}
 }
 
 // interruptible is a context that ends with SIGINT or SIGTERM.

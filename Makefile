@@ -1,0 +1,147 @@
+# make help says it all. CI calls "make test".
+#
+# A line "name: ## text" is a target in the help; "##@ text" is a heading.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+
+# The binary says what it was built from. The ceiling keeps git from finding a repository
+# around an unpacked archive.
+GIT     := GIT_CEILING_DIRECTORIES="$(abspath ..)" git
+VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+TOOLS := bin/tools
+# Where Go files of ours are; test/architecture_test.go says that there are no others.
+ROOMS := envelope bus agent gateway cmd test
+# What runs in seconds and needs no server.
+UNIT  := ./envelope/... ./bus ./bus/local/... ./agent ./gateway/... ./cmd/... ./test/...
+
+# Knobs, as in: make fuzz FUZZTIME=5m
+FUZZTIME   ?= 30s
+DEMO_ARGS  ?=
+BENCH_ARGS ?=
+TEST_ARGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
+	prove demo-proof bench bench-go consul nomad lint-tools tools clean summary
+
+help: ## Print this
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+##@ Use it
+build: ## Build bin/gatemesh (no CGO)
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/gatemesh ./cmd/gatemesh
+
+demo: build ## Three gateways on the embedded store, one question, the whole timeline (DEMO_ARGS="--once --json")
+	@bin/gatemesh demo $(DEMO_ARGS)
+
+up: build consul ## The same as three processes on a three-server Consul with its UI, until Ctrl-C
+	@bin/gatemesh demo --store consul $(DEMO_ARGS)
+
+##@ Test it
+test: tools check ## Everything CI runs: tools, lint, tests with -race, benchmarks and fuzzing in short, the demo's proof
+	@mkdir -p bin
+	@$(TOOLS)/gotestsum --format pkgname --junitfile bin/junit.xml -- \
+	  -race -timeout 20m -bench . -benchtime 1x $(TEST_ARGS) ./...
+	@$(MAKE) fuzz FUZZTIME=5s
+	@$(MAKE) demo-proof
+	@$(MAKE) summary
+
+unit: ## The fast tests: no Consul, no Nomad, no race detector
+	@go test -short $(TEST_ARGS) $(UNIT)
+
+race: consul nomad ## All tests under the race detector
+	@go test -race -timeout 20m $(TEST_ARGS) ./...
+
+cover: consul nomad ## Test coverage over all packages: bin/cover.html
+	@mkdir -p bin
+	@go test -timeout 20m -coverpkg=./... -coverprofile=bin/cover.out $(TEST_ARGS) ./...
+	@go tool cover -html=bin/cover.out -o bin/cover.html
+	@go tool cover -func=bin/cover.out | tail -n 1
+
+fuzz: ## Run each fuzz target for FUZZTIME (30s)
+	@grep -rl --include='*_test.go' '^func Fuzz' $(ROOMS) | while read -r file; do \
+	  for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
+	    echo "fuzz: $$target in $$(dirname "$$file") for $(FUZZTIME)"; \
+	    go test "./$$(dirname "$$file")" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) </dev/null; \
+	  done; \
+	done
+
+##@ Keep it clean
+check: vet fmt-check lint tidy-check ## All that needs no run: vet, gofmt, lint, go.mod
+
+vet: ## go vet, the proofs included
+	@go vet ./...
+	@go vet -tags proof ./test
+
+fmt: ## Format all Go files and job specs
+	@gofmt -w $(ROOMS)
+	@nomad=$$(PATH="$$PATH:$(CURDIR)/$(TOOLS)" command -v nomad) && "$$nomad" fmt nomad || echo "fmt: no nomad binary, job specs left as they are (make nomad)"
+
+fmt-check:
+	@out=$$(gofmt -l $(ROOMS)); [ -z "$$out" ] || { echo "not formatted (run: make fmt):"; echo "$$out"; exit 1; } >&2
+
+lint: lint-tools ## golangci-lint, with .golangci.yml
+	@$(TOOLS)/golangci-lint run ./...
+
+tidy: ## go mod tidy in every module
+	@go mod tidy
+	@for m in consul lint; do (cd test/tools/$$m && go mod tidy); done
+
+# test/tools/nomad is not here: Nomad's tests need, through a test of a dependency, a package
+# that its module no longer has, so "go mod tidy" cannot finish there. What is in its modfile
+# builds with -mod=readonly, which is what counts.
+tidy-check:
+	@for m in . test/tools/consul test/tools/lint; do \
+	  (cd $$m && go mod tidy -diff >/dev/null) || { echo "$$m/go.mod is not tidy (run: make tidy)" >&2; exit 1; }; \
+	done
+
+vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (skipped, and said so, without a network)
+	@mkdir -p bin
+	@if $(TOOLS)/govulncheck ./... >bin/vuln.txt 2>&1; then cat bin/vuln.txt; \
+	elif grep -qE 'fetching vulnerabilities|dial tcp|no such host|connection refused|Forbidden' bin/vuln.txt; then \
+	  echo "SKIPPED: the vulnerability database cannot be reached from here, so nothing was checked:"; tail -n 3 bin/vuln.txt; \
+	else cat bin/vuln.txt; exit 1; fi
+
+##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
+prove: demo-proof bench ## All proofs
+	@grep -H '"ok"' bin/proof/*.json
+
+demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
+	@go test -tags proof -count 1 -v -run '^TestProofDemo$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+bench: build consul bench-go ## Delivery beside the store's floor and a naive bus, on one and three Consul servers (BENCH_ARGS)
+	@bin/gatemesh bench --proof bin/proof/bench.json --commit $(COMMIT) $(BENCH_ARGS)
+
+bench-go: ## The Go benchmarks
+	@go test -run '^$$' -bench . -benchmem ./envelope/... ./bus/local/...
+
+##@ Tools (pinned in test/tools, built into bin/tools)
+tools: consul nomad lint-tools ## All of them
+
+consul: ## Consul 1.22, unless one is on PATH or named by GATEMESH_CONSUL_BIN
+	@found=$${GATEMESH_CONSUL_BIN:-$$(command -v consul || true)}; \
+	if [ -n "$$found" ]; then echo "consul: using $$found"; else test/tools/build consul "3 to 9 minutes"; fi
+
+nomad: ## Nomad 1.10, unless one is on PATH or named by GATEMESH_NOMAD_BIN
+	@found=$${GATEMESH_NOMAD_BIN:-$$(command -v nomad || true)}; \
+	if [ -n "$$found" ]; then echo "nomad: using $$found"; else test/tools/build nomad "2 to 8 minutes"; fi
+
+lint-tools: ## golangci-lint, gotestsum, govulncheck
+	@test/tools/build lint "2 to 6 minutes"
+
+clean: ## Remove what was built, but for the tools
+	@[ ! -d bin ] || find bin -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +
+
+# The last line of "make test", read from what gotestsum counted: the runs after it must not
+# be taken for the whole.
+summary:
+	@awk -v RS='<' '/^testcase /{n++} /^failure/{f++} /^skipped/{s++} \
+	  END { printf "%d passed, %d failed, %d skipped\n", n-f-s, f, s; exit n == 0 }' bin/junit.xml

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func writeFile(t testing.TB, path, text string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestBadInput: one clear line and the right status, whatever was typed. Nothing here
+// needs a gateway.
+func TestBadInput(t *testing.T) {
+	dir := t.TempDir()
+	malformed := writeFile(t, filepath.Join(dir, "malformed.json"), "{\n  gateway: { port: 18789,\n  mesh: }\n")
+	wrongType := writeFile(t, filepath.Join(dir, "type.json"), "{\n  gateway: { port: \"many\" },\n}\n")
+	good := writeFile(t, filepath.Join(dir, "good.json"), "{}\n")
+	open := writeFile(t, filepath.Join(dir, "open.json"), "{ gateway: { bind: 'lan' } }\n")
+	huge := writeFile(t, filepath.Join(dir, "huge.txt"), strings.Repeat("x", maxBody+1))
+	empty := writeFile(t, filepath.Join(dir, "empty.txt"), "\n")
+	nowhere := "http://127.0.0.1:1" // reserved: nobody listens
+
+	for _, c := range []struct {
+		name string
+		args []string
+		want int
+		says string
+	}{
+		{"unknown flag", []string{"agents", "--nope"}, exitUsage, "unknown flag: --nope"},
+		{"unknown command", []string{"agentz"}, exitUsage, `unknown command "agentz"`},
+		{"unknown subcommand", []string{"message", "shwo"}, exitUsage, `unknown command "shwo"`},
+		{"group alone", []string{"config"}, exitUsage, "needs one of: reference, show, validate"},
+		{"surplus argument", []string{"agents", "bobby"}, exitUsage, "unknown command"},
+		{"missing argument", []string{"message", "show"}, exitUsage, "accepts 1 arg"},
+		{"bad duration", []string{"agents", "--timeout", "soon"}, exitUsage, "--timeout"},
+		{"no target", []string{"send", "hi"}, exitUsage, "--to"},
+		{"bad target", []string{"send", "--to", "Bobby!", "hi"}, exitUsage, "agent@gateway"},
+		{"bad wait", []string{"send", "--to", "bobby", "--wait", "forever", "hi"}, exitUsage, "accepted, delivered"},
+		{"bad ttl", []string{"send", "--to", "bobby", "--ttl", "-3s", "hi"}, exitUsage, "--ttl"},
+		{"bad hops", []string{"send", "--to", "bobby", "--max-hops", "99", "hi"}, exitUsage, "--max-hops"},
+		{"no body", []string{"send", "--to", "bobby"}, exitUsage, "no body"},
+		{"empty file", []string{"send", "--to", "bobby", "--file", empty}, exitUsage, "no body"},
+		{"missing file", []string{"send", "--to", "bobby", "--file", filepath.Join(dir, "nope")}, exitUsage, "no such file"},
+		{"two bodies", []string{"send", "--to", "bobby", "--file", empty, "hi"}, exitUsage, "given twice"},
+		{"not JSON", []string{"send", "--to", "bobby", "--json-body", "{a:"}, exitUsage, "not JSON"},
+		{"huge body", []string{"send", "--to", "bobby", "--file", huge}, exitUsage, "256 KiB"},
+		{"bad address", []string{"agents", "--addr", "ftp://x"}, exitUsage, "not a URL"},
+		{"bad address 2", []string{"agents", "--addr", "http://user:pw@[x"}, exitUsage, "not a URL"},
+		{"unreachable", []string{"agents", "--addr", nowhere}, exitUnavailable, "connection refused"},
+		{"unreachable ask", []string{"ask", "--addr", nowhere, "hi"}, exitUnavailable, "gatemesh gateway --config FILE"},
+		{"unreachable events", []string{"events", "--addr", nowhere}, exitUnavailable, "connection refused"},
+		{"unreachable hides credentials", []string{"agents", "--addr", "http://user:hunter22@127.0.0.1:1"}, exitUnavailable, "user:xxxxx@"},
+		{"short id", []string{"message", "show", "a"}, exitUsage, "too short"},
+		{"bad replay", []string{"events", "--replay", "5000"}, exitUsage, "--replay"},
+		{"bad limit", []string{"message", "list", "--limit", "0"}, exitUsage, "--limit"},
+		{"bad agent", []string{"inbox", "../x"}, exitUsage, "not the name of an agent"},
+		{"bad store", []string{"demo", "--store", "etcd"}, exitUsage, "local or consul"},
+		{"existing needs consul", []string{"demo", "--existing"}, exitUsage, "--store consul"},
+		{"existing needs an address", []string{"demo", "--store", "consul", "--existing"}, exitUsage, "CONSUL_HTTP_ADDR"},
+		{"config missing", []string{"gateway", "--config", filepath.Join(dir, "none.json")}, exitUsage, "no configuration at"},
+		{"config malformed", []string{"gateway", "--config", malformed}, exitUsage, "malformed.json:3:"},
+		{"config wrong type", []string{"gateway", "--config", wrongType}, exitUsage, "type.json:2:20"},
+		{"config open", []string{"gateway", "--config", open}, exitUsage, "needs a token"},
+		{"config bad override", []string{"gateway", "--config", good, "--set", "gateway.port"}, exitUsage, "KEY=VALUE"},
+		{"config unknown override", []string{"gateway", "--config", good, "--set", "gateway.prot=1"}, exitUsage, "gateway.prot"},
+		{"config impossible override", []string{"gateway", "--config", good, "--set", "gateway.port=70000"}, exitUsage, "between 0 and 65535"},
+		{"validate malformed", []string{"config", "validate", "--config", malformed}, exitUsage, "malformed.json:3:"},
+		{"show malformed", []string{"config", "show", "--config", malformed}, exitUsage, "malformed.json:3:"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := gatemesh(t, nil, "", c.args...)
+			if r.code != c.want {
+				t.Errorf("status %d, want %d", r.code, c.want)
+			}
+			oneLine(t, r)
+			if !strings.Contains(r.errOut, c.says) {
+				t.Errorf("standard error %q does not say %q", r.errOut, c.says)
+			}
+			if strings.Contains(r.errOut, "hunter22") {
+				t.Error("a password was printed")
+			}
+		})
+	}
+}

@@ -1,0 +1,65 @@
+// Command gatemesh is the whole binary: the gateway of a node, the client that talks to
+// one, and the demo that runs three.
+//
+// It turns flags into configuration and configuration into a gateway; everything else is
+// in the packages below it. Package gateway documents the API that the client commands use.
+//
+// # Exit status
+//
+//	0  done
+//	1  it did not work: the message was given up, doctor found a failure, the daemon ended by an error
+//	2  bad flags, bad input (also what the gateway refuses with HTTP 4xx), bad configuration
+//	3  waited in vain (--timeout); what is known of the message was printed
+//	4  the gateway, or the store behind it, cannot be reached now (also HTTP 503 and 504)
+//
+// Every error is one line on standard error, "gatemesh: what went wrong (how to mend it)". A
+// configuration with several mistakes gets a line for each.
+//
+// # Environment
+//
+//	GATEMESH_ADDR           the gateway to talk to (--addr), default http://127.0.0.1:18789
+//	GATEMESH_TOKEN          its token (--token), then OPENCLAW_GATEWAY_TOKEN
+//	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
+//	                        then ~/.openclaw/openclaw.json
+//	CONSUL_*, NOMAD_*       as for their own tools: where the configuration says nothing
+//	GATEMESH_CONSUL_BIN     the Consul binary for demo --store consul
+//	NO_COLOR                no colours
+//
+// # Output
+//
+// On a terminal, tables are aligned and coloured. Elsewhere columns are separated by one tab, an
+// empty cell is "-", and the first line names the columns. Text that came from elsewhere
+// cannot move the cursor or change colours: control characters are replaced.
+//
+// # JSON
+//
+// With --json, a command prints one JSON value, or one a line where it follows something. The
+// names are stable: fields may be added, none is renamed or removed. All times are
+// RFC 3339 in UTC.
+//
+//	send, ask        {"message_id", "facts": {"accepted", "delivered", "acked", "replied", "dead",
+//	                  "class"?, "reason"?}, "state"?, "delivery"?, "envelope"?, "reply"?, "text"?,
+//	                  "timed_out"?, "where"?, "events": [EVENT]}     gateway.MessageStatus
+//	message list     [the same, newest first]
+//	message show     the same
+//	  --follow       EVENT lines
+//	agents           [{"agent", "gateway", "name"?, "description"?, "workspace"?, "capabilities": [],
+//	                  "status": "active"|"unreachable", "last_heartbeat"?}]             bus.AgentInfo
+//	gateways         [{"gateway", "url", "agents": [], "status": "healthy"|"draining"|"unreachable",
+//	                  "last_heartbeat"?, "version"?}]                                 bus.GatewayInfo
+//	inbox [AGENT]    [{"agent", "owner", "waiting", "pending", "dead_letters",
+//	                  "lanes": [{"from", "seq", "cursor", "waiting"}]}]                 bus.InboxInfo
+//	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
+//	                  "owned": [], "streams"}                               gateway.StatusResponse
+//	events           EVENT lines, each with "seq", which counts without gaps
+//	demo             EVENT lines (for people, standard error has the rest)
+//	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
+//	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
+//	config show      the effective configuration, in the shape of the file
+//	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
+//	version          {"version", "revision"?, "schema", "go", "platform"}
+//
+// EVENT is bus.Event: {"event", "at", "gateway", "message_id"?, "correlation_id"?, "in_reply_to"?,
+// "from"?, "to"?, "capability"?, "state"?, "attempt"?, "class"?, "reason"?, "by"?, "ms"?, "text"?}.
+// A question's story is every event whose correlation_id is the question's message_id.
+package main

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+)
+
+// examine runs doctor --json and returns its findings by check.
+func examine(t *testing.T, env []string, args ...string) (map[string]finding, result) {
+	t.Helper()
+	r := gatemesh(t, env, "", append([]string{"doctor", "--json"}, args...)...)
+	var report doctorReport
+	if err := json.Unmarshal([]byte(r.out), &report); err != nil {
+		t.Fatalf("doctor --json: %v\n%s%s", err, r.out, r.errOut)
+	}
+	if failed := r.code == exitFailed; failed == report.OK {
+		t.Errorf("status %d, but ok is %v", r.code, report.OK)
+	}
+	found := map[string]finding{}
+	for _, f := range report.Checks {
+		found[f.Check] = f
+		if f.Status != statusOK && f.Fix == "" {
+			t.Errorf("%s: %s: no fix is named", f.Check, f.Detail)
+		}
+	}
+	return found, r
+}
+
+func wantFindings(t *testing.T, found map[string]finding, want map[string]string) {
+	t.Helper()
+	for check, status := range want {
+		if found[check].Status != status {
+			t.Errorf("%s is %q, want %q: %+v", check, found[check].Status, status, found[check])
+		}
+	}
+}
+
+func TestDoctorLooksAtConsul(t *testing.T) {
+	c := cluster.ForTest(t, 1)
+	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), fmt.Sprintf(`{ mesh: { consul: { address: %q } } }`, c.Addr(0)))
+	found, _ := examine(t, []string{"GATEMESH_ADDR=http://127.0.0.1:1"}, "--config", file)
+	wantFindings(t, found, map[string]string{
+		"config": statusOK, "gateway": statusFail, "consul": statusOK, "consul servers": statusWarn,
+		"consul clock": statusOK, "consul sessions": statusOK, "consul KV": statusOK, "consul binary": statusOK,
+	})
+	r := gatemesh(t, nil, "", "doctor", "--config", file)
+	if !strings.Contains(r.out, "fail  gateway: ") || !strings.Contains(r.out, "      fix: gatemesh gateway --config "+file) {
+		t.Errorf("doctor for people:\n%s", r.out)
+	}
+	if err := c.Kill(0); err != nil {
+		t.Fatal(err)
+	}
+	found, _ = examine(t, []string{"GATEMESH_ADDR=http://127.0.0.1:1"}, "--config", file)
+	wantFindings(t, found, map[string]string{"consul": statusFail})
+}
+
+func TestDoctorNamesThePolicy(t *testing.T) {
+	const management = "11111111-2222-3333-4444-555555555555"
+	c := cluster.ForTestWith(t, cluster.Options{Token: management, Config: `
+acl {
+  enabled = true
+  default_policy = "deny"
+  tokens { initial_management = "` + management + `" }
+}`})
+	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), fmt.Sprintf(`{ mesh: { consul: { address: %q } } }`, c.Addr(0)))
+	found, r := examine(t, nil, "--config", file)
+	wantFindings(t, found, map[string]string{"consul": statusOK, "consul sessions": statusFail})
+	if !strings.Contains(found["consul sessions"].Fix, "session_prefix") {
+		t.Errorf("fix: %s", found["consul sessions"].Fix)
+	}
+	found, r = examine(t, []string{"CONSUL_HTTP_TOKEN=" + management}, "--config", file)
+	wantFindings(t, found, map[string]string{"consul sessions": statusOK, "consul KV": statusOK})
+	if strings.Contains(r.out+r.errOut, management) {
+		t.Error("the token was printed")
+	}
+}
+
+func TestDoctorSeesABrokenConfig(t *testing.T) {
+	bad := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), `{ gateway: { port: "many" } }`)
+	found, _ := examine(t, nil, "--config", bad)
+	wantFindings(t, found, map[string]string{"config": statusFail})
+	if !strings.Contains(found["config"].Fix, "config validate --config "+bad) {
+		t.Errorf("fix: %s", found["config"].Fix)
+	}
+}
+
+func TestDoctorOnClocksAndInboxes(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 400e6, time.UTC)
+	for _, c := range []struct {
+		skew time.Duration // of the other clock
+		want string
+	}{
+		{0, statusOK}, {600 * time.Millisecond, statusOK}, {-2 * time.Second, statusOK},
+		{4 * time.Second, statusWarn}, {-5 * time.Second, statusWarn}, {time.Minute, statusFail}, {-time.Minute, statusFail},
+	} {
+		d := &doctor{report: doctorReport{OK: true}}
+		d.clock("clock", "Consul", http.Header{"Date": {now.Add(c.skew).Format(http.TimeFormat)}}, now, now.Add(time.Millisecond))
+		if got := d.report.Checks[0]; got.Status != c.want {
+			t.Errorf("skew %s: %+v, want %s", c.skew, got, c.want)
+		}
+	}
+	d := &doctor{report: doctorReport{OK: true}}
+	d.inboxes([]bus.InboxInfo{{Agent: "bobby", Waiting: 2, Pending: 1}, {Agent: "billy", Owner: "billy-gateway", Waiting: 9, DeadLetters: 1}})
+	if got := d.report; got.OK || len(got.Checks) != 2 || got.Checks[0].Status != statusFail || got.Checks[1].Status != statusWarn {
+		t.Errorf("inboxes: %+v", got)
+	}
+}

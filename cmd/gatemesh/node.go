@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/gateway"
+)
+
+// A node is a gateway and the store that was opened for it.
+type node struct {
+	*gateway.Gateway
+	store bus.Store
+}
+
+// newNode assembles the gateway of a configuration: the one place that knows both the
+// vendors' packages and the gateway.
+func newNode(cfg *gateway.Config, log hclog.Logger) (*node, error) {
+	s, err := openStore(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	n, err := newNodeOn(s, cfg, log, false)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return n, nil
+}
+
+// newNodeOn is newNode on a store that is open; stop closes it. With failFast a store
+// that cannot be reached is an error of the start, instead of something to wait for.
+func newNodeOn(s bus.Store, cfg *gateway.Config, log hclog.Logger, failFast bool) (*node, error) {
+	g, err := gateway.New(cfg, gateway.Deps{
+		Store: s, Runners: runners(cfg.Mesh.Consul), Logger: log, Version: buildVersion().Version, FailFast: failFast,
+	})
+	if err != nil {
+		// What New refuses is in the configuration: it touches nothing else.
+		return nil, &exitError{exitUsage, err}
+	}
+	return &node{g, s}, nil
+}
+
+// stop hands over and closes the store, which must come last.
+func (n *node) stop(ctx context.Context) error {
+	return errors.Join(n.Stop(ctx), n.store.Close())
+}

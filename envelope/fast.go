@@ -1,0 +1,207 @@
+package envelope
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+)
+
+// This file is the short way through the codec, for envelopes as almost all are: plain
+// ASCII header fields. What it does not know it leaves to encoding/json, which decides what is right;
+// TestFastDecodeAgrees and TestFastEncodeAgrees hold the two together.
+
+// appendJSON appends e as Encode would write it, or reports that it cannot.
+func (e *Envelope) appendJSON(b []byte) ([]byte, bool) {
+	if !plain(e.ConversationID) || !plain(e.Capability) || !plain(e.Traceparent) || e.Budget != nil || !goodPayload(e.Payload) {
+		return b, false
+	}
+	str := func(name, v string) {
+		b = append(b, name...)
+		b = append(b, v...)
+		b = append(b, '"')
+	}
+	opt := func(name, v string) {
+		if v != "" {
+			str(name, v)
+		}
+	}
+	str(`{"schema_version":"`, e.SchemaVersion)
+	str(`,"message_id":"`, e.MessageID)
+	str(`,"correlation_id":"`, e.CorrelationID)
+	str(`,"conversation_id":"`, e.ConversationID)
+	opt(`,"in_reply_to":"`, e.InReplyTo)
+	opt(`,"reply_to":"`, e.ReplyTo)
+	str(`,"source_gateway":"`, e.SourceGateway)
+	str(`,"source_agent":"`, e.SourceAgent)
+	opt(`,"target_gateway":"`, e.TargetGateway)
+	str(`,"target_agent":"`, e.TargetAgent)
+	opt(`,"capability":"`, e.Capability)
+	b = append(b, `,"payload":`...)
+	b = append(b, e.Payload...)
+	b = append(b, `,"created_at":"`...)
+	b = e.CreatedAt.UTC().AppendFormat(b, timeLayout)
+	b = append(b, `","ttl":`...)
+	b = strconv.AppendInt(b, int64(e.TTL), 10)
+	b = append(b, `,"max_hops":`...)
+	b = strconv.AppendInt(b, int64(e.MaxHops), 10)
+	if e.Terminal {
+		b = append(b, `,"terminal":true`...)
+	}
+	opt(`,"traceparent":"`, e.Traceparent)
+	return append(b, '}'), true
+}
+
+// plain reports whether s stands in JSON as it is.
+func plain[S string | []byte](s S) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// plainString reports whether p is a JSON string of plain characters.
+func plainString(p []byte) bool {
+	return len(p) >= 2 && p[0] == '"' && p[len(p)-1] == '"' && plain(p[1:len(p)-1])
+}
+
+// goodPayload reports whether p is JSON; without white space outside strings an encoder leaves it
+// as it is.
+func goodPayload(p []byte) bool { return plainString(p) || json.Valid(p) }
+
+// decodeFast reads canonical bytes into e, or reports that it cannot; then e is to be thrown away.
+func (e *Envelope) decodeFast(b []byte) bool {
+	if len(b) < 2 || b[0] != '{' || b[len(b)-1] != '}' {
+		return false
+	}
+	rest := b[1 : len(b)-1]
+	for len(rest) > 0 {
+		if rest[0] != '"' {
+			return false
+		}
+		end := stringEnd(rest, 0)
+		if end+1 >= len(rest) || rest[end+1] != ':' {
+			return false
+		}
+		key, value := rest[1:end], rest[end+2:]
+		if len(value) == 0 {
+			return false
+		}
+		n := 0 // of value
+		switch value[0] {
+		case '"':
+			if n = stringEnd(value, 0) + 1; n > len(value) {
+				return false
+			}
+		case '{', '[':
+			if n = nestedEnd(value); n < 0 {
+				return false
+			}
+		default:
+			if n = bytes.IndexByte(value, ','); n < 0 {
+				n = len(value)
+			}
+		}
+		rest = value[n:]
+		value = value[:n:n]
+		if len(rest) > 0 {
+			if rest[0] != ',' || len(rest) == 1 {
+				return false
+			}
+			rest = rest[1:]
+		}
+		if !e.setField(string(key), value) {
+			return false
+		}
+	}
+	return true
+}
+
+// nestedEnd returns the length of the object or array that b starts with, going by brackets and
+// strings alone, or -1.
+func nestedEnd(b []byte) int {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case '"':
+			i = stringEnd(b, i)
+		}
+	}
+	return -1
+}
+
+// setField reads one value: a plain string, a small number or true.
+func (e *Envelope) setField(key string, value []byte) bool {
+	var s *string
+	switch key {
+	case "schema_version":
+		s = &e.SchemaVersion
+	case "message_id":
+		s = &e.MessageID
+	case "correlation_id":
+		s = &e.CorrelationID
+	case "conversation_id":
+		s = &e.ConversationID
+	case "in_reply_to":
+		s = &e.InReplyTo
+	case "reply_to":
+		s = &e.ReplyTo
+	case "source_gateway":
+		s = &e.SourceGateway
+	case "source_agent":
+		s = &e.SourceAgent
+	case "target_gateway":
+		s = &e.TargetGateway
+	case "target_agent":
+		s = &e.TargetAgent
+	case "capability":
+		s = &e.Capability
+	case "traceparent":
+		s = &e.Traceparent
+	case "payload":
+		e.Payload = json.RawMessage(value)
+		return goodPayload(value)
+	case "created_at":
+		return plainString(value) && e.CreatedAt.UnmarshalJSON(value) == nil
+	case "ttl":
+		n, ok := smallNumber(value)
+		e.TTL = Millis(n)
+		return ok
+	case "max_hops":
+		n, ok := smallNumber(value)
+		e.MaxHops = int(n)
+		return ok
+	case "terminal":
+		e.Terminal = string(value) == "true"
+		return e.Terminal
+	default:
+		return false
+	}
+	if !plainString(value) {
+		return false
+	}
+	*s = string(value[1 : len(value)-1])
+	return true
+}
+
+// smallNumber reads up to 15 digits without a leading zero.
+func smallNumber(b []byte) (int64, bool) {
+	if len(b) == 0 || len(b) > 15 || b[0] == '0' {
+		return 0, false
+	}
+	var n int64
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
+}

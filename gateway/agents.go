@@ -1,0 +1,164 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/gatemesh/gatemesh/agent"
+	"github.com/gatemesh/gatemesh/bus"
+)
+
+// liveAgent is a handler that a reload can replace. A message that is being worked on keeps
+// the one it began with.
+type liveAgent struct{ now atomic.Pointer[liveHandler] }
+
+type liveHandler struct {
+	handler    bus.Handler
+	ackTimeout time.Duration
+}
+
+func (l *liveAgent) set(h bus.Handler, ackTimeout time.Duration) {
+	l.now.Store(&liveHandler{h, ackTimeout})
+}
+
+// Handle implements bus.Handler.
+func (l *liveAgent) Handle(ctx context.Context, m *bus.Incoming) error {
+	h := l.now.Load()
+	ctx, cancel := context.WithTimeout(ctx, h.ackTimeout)
+	defer cancel()
+	return h.handler.Handle(ctx, m)
+}
+
+// longestAck is the bus's own bound; liveAgent has the agent's, which a reload may change.
+const longestAck = 365 * 24 * time.Hour
+
+func specOf(a AgentConfig) agent.Spec {
+	r := a.Runner
+	return agent.Spec{
+		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
+		Runner: agent.Runner{
+			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks, Interval: r.Interval,
+			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Options: r.Options,
+		},
+	}
+}
+
+func (g *Gateway) agentDeps(id string) agent.Deps {
+	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id)}
+}
+
+func (g *Gateway) agentIDs() []string { return slices.Sorted(maps.Keys(g.agents)) }
+
+// Agents implements agent.Directory; empty until the store was reached.
+func (g *Gateway) Agents(capability string) []bus.AgentInfo {
+	if b := g.bus.Load(); b != nil {
+		return b.Agents(capability)
+	}
+	return nil
+}
+
+// serveAgents offers the agents of cfg to the bus.
+func (g *Gateway) serveAgents(b *bus.Bus, cfg *Config) error {
+	for _, a := range cfg.AgentsHere() {
+		l := g.agents[a.ID]
+		if l == nil {
+			continue // came with a reload: needs a restart
+		}
+		if err := b.Serve(bus.AgentSpec{
+			ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
+			Rank: slices.Index(a.Gateways, g.name), MaxConcurrent: a.MaxConcurrent, AckTimeout: longestAck,
+		}, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reload takes up what a running gateway can take up of cfg, and says by key what changed
+// since the last reload and what waits for a restart (since the start). On an error
+// nothing was taken up.
+//
+// Taken up at once: runners and ack timeouts of agents, limits and defaults for messages
+// that come through the API, the log level. What the registry says of an agent (name,
+// capabilities ...) follows when its inbox is taken the next time.
+func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error) {
+	if cfg == nil {
+		return nil, nil, errors.New("reload: no configuration")
+	}
+	cfg.Normalize()
+	if err := cfg.Validate(); err != nil {
+		return nil, nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopping {
+		return nil, nil, bus.ErrStopped
+	}
+	changed, _ = Reloadable(g.last, cfg)
+	sinceStart, needRestart := Reloadable(g.start, cfg)
+	for _, key := range sinceStart {
+		if g.fixed(key, cfg) && !slices.Contains(needRestart, key) {
+			needRestart = append(needRestart, key)
+		}
+	}
+	slices.Sort(needRestart)
+
+	// All handlers first: a mistake in one must not leave half of them changed.
+	type update struct {
+		l *liveAgent
+		h bus.Handler
+		t time.Duration
+	}
+	var updates []update
+	for _, a := range cfg.AgentsHere() {
+		l := g.agents[a.ID]
+		if l == nil {
+			continue
+		}
+		h := l.now.Load().handler
+		if slices.ContainsFunc(changed, func(k string) bool {
+			rest, ok := strings.CutPrefix(k, "agents."+a.ID+".")
+			return ok && !strings.HasPrefix(rest, "ackTimeout")
+		}) {
+			if h, err = g.deps.Runners.New(specOf(a), g.agentDeps(a.ID)); err != nil {
+				return nil, nil, fmt.Errorf("reload: %w", err)
+			}
+		}
+		updates = append(updates, update{l, h, a.AckTimeout})
+	}
+	for _, u := range updates {
+		u.l.set(u.h, u.t)
+	}
+	g.settings.Store(settingsOf(cfg))
+	if slices.Contains(changed, "mesh.log.level") {
+		g.log.SetLevel(hclog.LevelFromString(cfg.Mesh.Log.Level))
+	}
+	if b := g.bus.Load(); b != nil {
+		if err := g.serveAgents(b, cfg); err != nil {
+			return nil, nil, fmt.Errorf("reload: %w", err)
+		}
+	}
+	g.last = cfg
+	g.log.Info("configuration reloaded", "changed", strings.Join(changed, ", "), "after_restart", strings.Join(needRestart, ", "))
+	return changed, needRestart, nil
+}
+
+// fixed reports whether the bus keeps the value of key that it was started with.
+func (g *Gateway) fixed(key string, cfg *Config) bool {
+	switch {
+	case strings.HasPrefix(key, "mesh.retry"), key == "mesh.resultRetention", key == "mesh.log.json",
+		strings.HasPrefix(key, "agents.") && strings.HasSuffix(key, ".maxConcurrent"):
+		return true
+	case key == "mesh.maxPayload":
+		return cfg.Mesh.MaxPayload > g.start.Mesh.MaxPayload
+	}
+	return false
+}

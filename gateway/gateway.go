@@ -1,0 +1,347 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/gatemesh/gatemesh/agent"
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// Deps are what a gateway works with, apart from its settings. Store and Runners are
+// required.
+type Deps struct {
+	// Store is closed by whoever opened it, after Stop.
+	Store bus.Store
+	// Runners make the agents' handlers.
+	Runners agent.Runners
+	// Logger may be nil. A reload sets its level.
+	Logger hclog.Logger
+	// Version is the build, for people.
+	Version string
+	// Listener is used instead of gateway.bind and gateway.port; Start takes it over.
+	Listener net.Listener
+	// FailFast makes Start fail when the store cannot be reached, instead of going on trying.
+	FailFast bool
+}
+
+// Gateway is one node. Make it with New; it runs once.
+type Gateway struct {
+	deps  Deps
+	log   hclog.Logger
+	name  string
+	start *Config // what this process was started with
+
+	settings atomic.Pointer[settings]
+	agents   map[string]*liveAgent
+	metrics  *metrics
+	hub      *hub
+	ids      idLocks
+	guard    *guard
+
+	// bus is nil until the store was reached.
+	bus    atomic.Pointer[bus.Bus]
+	reason atomic.Pointer[string]
+	// service carries wake-ups for the loop that keeps the catalog entry (capacity 1).
+	service chan struct{}
+
+	began    time.Time
+	listener net.Listener
+	url      string
+
+	// life ends the background loops; waits ends requests that wait for something.
+	life     context.Context
+	endLife  context.CancelFunc
+	waits    context.Context
+	endWaits context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu       sync.Mutex
+	last     *Config // of the last reload
+	started  bool
+	stopping bool
+	steps    []step
+	done     chan struct{} // closed when everything has ended
+	err      error         // why, readable after done
+}
+
+// A step is one thing that Start began and Stop ends.
+type step struct {
+	name string
+	stop func(context.Context) error
+}
+
+// settings are what a reload can change, beside agents and the log level.
+type settings struct {
+	ttl, maxTTL time.Duration
+	maxHops     int
+	maxPayload  int
+}
+
+func settingsOf(c *Config) *settings {
+	return &settings{ttl: c.Mesh.DefaultTTL, maxTTL: min(c.Mesh.MaxTTL, envelope.MaxTTL), maxHops: min(c.Mesh.DefaultMaxHops, envelope.MaxHops), maxPayload: int(c.Mesh.MaxPayload)}
+}
+
+// New checks everything that can be checked without the network: the configuration (which it
+// normalizes) and the agents' runners.
+func New(cfg *Config, deps Deps) (*Gateway, error) {
+	if cfg == nil || deps.Store == nil {
+		return nil, errors.New("a gateway needs a configuration and a store")
+	}
+	if deps.Logger == nil {
+		deps.Logger = hclog.NewNullLogger()
+	}
+	cfg.Normalize()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		deps: deps, log: deps.Logger, name: cfg.Mesh.Gateway, start: cfg, last: cfg,
+		agents: map[string]*liveAgent{}, service: make(chan struct{}, 1), done: make(chan struct{}),
+		guard: newGuard(cfg.Gateway.Auth),
+	}
+	g.settings.Store(settingsOf(cfg))
+	g.notReady("starting")
+	g.hub = newHub()
+	g.metrics = newMetrics(g, deps.Version)
+	for _, a := range cfg.AgentsHere() {
+		h, err := deps.Runners.New(specOf(a), g.agentDeps(a.ID))
+		if err != nil {
+			return nil, err
+		}
+		l := &liveAgent{}
+		l.set(h, a.AckTimeout)
+		g.agents[a.ID] = l
+	}
+	g.life, g.endLife = context.WithCancel(context.Background())
+	g.waits, g.endWaits = context.WithCancel(context.Background())
+	return g, nil
+}
+
+// Start listens and then connects to the store. When the store cannot be reached it returns
+// nil all the same (unless Deps.FailFast) and goes on trying. On an error nothing runs.
+func (g *Gateway) Start(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.started || g.stopping {
+		return errors.New("gateway was started or stopped before: make a new one")
+	}
+	if err := g.listen(ctx); err != nil {
+		return err
+	}
+	g.began = time.Now()
+	g.serve()
+	g.steps = append(g.steps, step{"loops", g.stopLoops})
+
+	if err := g.connect(ctx); err != nil {
+		var mistake *startError
+		if g.deps.FailFast || errors.As(err, &mistake) || ctx.Err() != nil {
+			return errors.Join(err, g.unwindLocked(context.WithoutCancel(ctx)))
+		}
+		g.storeMissing(err)
+		g.run(g.connectLoop)
+	}
+	g.started = true
+	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
+		"agents", strings.Join(g.agentIDs(), ","), "version", g.deps.Version, "token", g.guard.required())
+	return nil
+}
+
+// listen opens the port.
+func (g *Gateway) listen(ctx context.Context) error {
+	l := g.deps.Listener
+	if l == nil {
+		var lc net.ListenConfig
+		var err error
+		if l, err = lc.Listen(ctx, "tcp", g.start.ListenAddr()); err != nil {
+			return fmt.Errorf("listen on %s: %w (is another gateway running? change gateway.port or gateway.bind)", g.start.ListenAddr(), err)
+		}
+	}
+	g.listener = l
+	g.url = advertisedURL(g.start.Mesh.AdvertiseURL, l.Addr())
+	return nil
+}
+
+// serve answers HTTP from now on.
+func (g *Gateway) serve() {
+	srv := &http.Server{
+		Handler:           g.handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       ioTimeout,
+		WriteTimeout:      ioTimeout,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          g.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	g.run(func() {
+		if err := srv.Serve(g.listener); !errors.Is(err, http.ErrServerClosed) {
+			g.fail(fmt.Errorf("serve HTTP: %w", err))
+		}
+	})
+	g.steps = append(g.steps, step{"HTTP server", func(ctx context.Context) error {
+		err := srv.Shutdown(ctx)
+		if err != nil {
+			_ = srv.Close()
+		}
+		return err
+	}}, step{"event streams", g.hub.close})
+}
+
+func (g *Gateway) run(f func()) {
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		f()
+	}()
+}
+
+// stopLoops ends what was begun after listening: the connecting loop, the bus, the catalog entry
+// (in this order: the session hangs on the entry's check), and then the requests that wait.
+func (g *Gateway) stopLoops(ctx context.Context) error {
+	g.endLife()
+	var errs []error
+	if b := g.bus.Load(); b != nil {
+		if err := b.Stop(ctx); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := g.deregister(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	g.endWaits()
+	return errors.Join(errs...)
+}
+
+// fail ends the gateway because of err.
+func (g *Gateway) fail(err error) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), failTimeout)
+		defer cancel()
+		_ = g.stop(ctx, err)
+	}()
+}
+
+// failTimeout bounds the end of a gateway that cannot go on.
+const failTimeout = 10 * time.Second
+
+// Stop hands the agents over and ends everything, in reverse order of the start, no later
+// than ctx allows. The error names the steps that failed. Stopping again waits for the
+// first Stop.
+func (g *Gateway) Stop(ctx context.Context) error { return g.stop(ctx, nil) }
+
+func (g *Gateway) stop(ctx context.Context, cause error) error {
+	g.mu.Lock()
+	if g.stopping {
+		g.mu.Unlock()
+		select {
+		case <-g.done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("stop gateway: %w", ctx.Err())
+		}
+	}
+	g.stopping = true
+	g.notReady("stopping")
+	if cause != nil {
+		g.log.Error("gateway stops", "gateway", g.name, "error", cause)
+	}
+	steps := g.steps
+	g.steps = nil
+	g.mu.Unlock()
+	err := g.unwind(ctx, steps)
+	g.err = cause
+	if cause == nil {
+		g.err = err
+	}
+	close(g.done)
+	g.log.Info("gateway has stopped", "gateway", g.name)
+	return err
+}
+
+func (g *Gateway) unwindLocked(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, failTimeout)
+	defer cancel()
+	g.stopping = true
+	steps := g.steps
+	g.steps = nil
+	err := g.unwind(ctx, steps)
+	close(g.done)
+	return err
+}
+
+// unwind ends steps in reverse order. None is left out because another one hangs: each runs
+// on its own once ctx is over.
+func (g *Gateway) unwind(ctx context.Context, steps []step) error {
+	var errs []error
+	bounded := func(name string, f func(context.Context) error) {
+		end := make(chan error, 1)
+		go func() { end <- f(ctx) }()
+		var err error
+		select {
+		case err = <-end:
+		case <-ctx.Done():
+			select {
+			case err = <-end:
+			default:
+				err = ctx.Err()
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", name, err))
+		}
+	}
+	for _, s := range slices.Backward(steps) {
+		bounded(s.name, s.stop)
+	}
+	g.endLife()
+	g.endWaits()
+	bounded("background work", func(context.Context) error { g.wg.Wait(); return nil })
+	return errors.Join(errs...)
+}
+
+// Done is closed when the gateway has ended, by Stop or by itself.
+func (g *Gateway) Done() <-chan struct{} { return g.done }
+
+// Wait waits for the end and says why: nil after a Stop without errors, bus.ErrReplaced when
+// another process took over this gateway's name, the HTTP server's error.
+func (g *Gateway) Wait() error {
+	<-g.done
+	return g.err
+}
+
+// Name is the gateway's id.
+func (g *Gateway) Name() string { return g.name }
+
+// Addr is where it listens; nil before Start.
+func (g *Gateway) Addr() net.Addr {
+	if g.listener == nil {
+		return nil
+	}
+	return g.listener.Addr()
+}
+
+// URL is where others reach it; "" before Start.
+func (g *Gateway) URL() string { return g.url }
+
+// Ready reports whether messages are accepted now, and else why not.
+func (g *Gateway) Ready() error {
+	if b := g.bus.Load(); b != nil && !g.stopped() {
+		return b.Ready()
+	}
+	return errors.New(*g.reason.Load())
+}
+
+func (g *Gateway) stopped() bool { return g.life.Err() != nil }
+
+func (g *Gateway) notReady(why string) { g.reason.Store(&why) }

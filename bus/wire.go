@@ -59,49 +59,42 @@ type receiptHead struct {
 // decodeEntry reads an entry. The envelopes are cut out without being looked at: whoever
 // decodes them does that, and doing it twice would be most of the receiver's work.
 func decodeEntry(raw []byte) (entry, error) {
-	var e entry
-	mark := []byte(`,"items":[`)
-	i := bytes.Index(raw, mark)
-	if i < 0 || len(raw) < i+len(mark)+2 || raw[len(raw)-1] != '}' {
-		return e, json.Unmarshal(raw, &e) // not as we write it; read it the slow way
+	if e, ok := cutEntry(raw); ok {
+		return e, nil
 	}
-	if err := json.Unmarshal(append(raw[:i:i], '}'), &e); err != nil {
-		return e, err
+	var e entry
+	err := json.Unmarshal(raw, &e)
+	return e, err
+}
+
+// cutEntry reads an entry as encodeEntry writes it, or reports that it is not one.
+func cutEntry(raw []byte) (e entry, ok bool) {
+	const mark, head = `,"items":[`, `{"envelope":`
+	i := bytes.Index(raw, []byte(mark))
+	if i < 0 || raw[len(raw)-1] != '}' || json.Unmarshal(append(raw[:i:i], '}'), &e) != nil {
+		return e, false
 	}
 	rest := raw[i+len(mark) : len(raw)-1]
-	for len(rest) > 0 && rest[0] == '{' {
+	for bytes.HasPrefix(rest, []byte(head)) {
 		n := objectEnd(rest)
 		if n < 0 {
-			break
+			return e, false
 		}
-		var it item
-		const head = `{"envelope":`
-		if obj := rest[:n]; bytes.HasPrefix(obj, []byte(head)) {
-			env := obj[len(head):]
-			m := objectEnd(env)
-			if m < 0 {
-				break
-			}
-			it.Envelope = env[:m:m]
-			if tail := env[m:]; len(tail) > 1 {
-				if err := json.Unmarshal(append([]byte{'{'}, tail[1:]...), &it); err != nil {
-					return e, err
-				}
-			}
-		} else if err := json.Unmarshal(obj, &it); err != nil {
-			return e, err
+		env := rest[len(head):n]
+		m := objectEnd(env)
+		if m < 0 {
+			return e, false
+		}
+		it := item{Envelope: env[:m:m]}
+		if tail := env[m:]; len(tail) > 1 && (tail[0] != ',' || json.Unmarshal(append([]byte{'{'}, tail[1:]...), &it) != nil) {
+			return e, false
 		}
 		e.Items = append(e.Items, it)
-		rest = rest[n:]
-		if len(rest) > 0 && rest[0] == ',' {
+		if rest = rest[n:]; len(rest) > 1 && rest[0] == ',' && rest[1] == '{' {
 			rest = rest[1:]
 		}
 	}
-	if string(rest) != "]" {
-		e = entry{}
-		return e, json.Unmarshal(raw, &e)
-	}
-	return e, nil
+	return e, string(rest) == "]"
 }
 
 // objectEnd returns the length of the JSON object that b starts with, going by brackets and

@@ -51,7 +51,15 @@ func (g *Gateway) connect(ctx context.Context) error {
 		cfg.SessionChecks = []string{check}
 	}
 	var b *bus.Bus
-	cfg.Observe = func(ev bus.Event) { g.observe(b, ev) }
+	cfg.Observe = func(ev bus.Event) {
+		g.observe(b, ev)
+		if ev.Event == bus.EventStoreDown || ev.Event == bus.EventStoreUp {
+			select {
+			case g.service <- struct{}{}:
+			default:
+			}
+		}
+	}
 	if b, err = bus.New(cfg); err != nil {
 		return &startError{err}
 	}
@@ -98,12 +106,8 @@ func (g *Gateway) connectLoop() {
 		err := g.connect(g.life)
 		if err == nil {
 			g.log.Info("the store answers now", "store", g.deps.Store.Describe())
-			if b := g.bus.Load(); g.stopped() {
-				// Stop has passed by while the bus was starting.
-				ctx, cancel := context.WithTimeout(context.Background(), failTimeout)
-				defer cancel()
-				_ = b.Stop(ctx)
-				_ = g.deregister(ctx)
+			if g.stopped() {
+				_ = g.abandon()
 			}
 			return
 		}
@@ -154,12 +158,13 @@ func (g *Gateway) register(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("register service: %w", err)
 	}
+	g.registered.Store(true)
 	return check, nil
 }
 
 func (g *Gateway) deregister(ctx context.Context) error {
 	r := g.registrar()
-	if r == nil || g.bus.Load() == nil {
+	if r == nil || !g.registered.Swap(false) {
 		return nil
 	}
 	if err := r.DeregisterService(ctx, g.serviceID()); err != nil {

@@ -54,7 +54,8 @@ type Gateway struct {
 	bus    atomic.Pointer[bus.Bus]
 	reason atomic.Pointer[string]
 	// service carries wake-ups for the loop that keeps the catalog entry (capacity 1).
-	service chan struct{}
+	service    chan struct{}
+	registered atomic.Bool
 
 	began    time.Time
 	listener net.Listener
@@ -133,28 +134,48 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 // nil all the same (unless Deps.FailFast) and goes on trying. On an error nothing runs.
 func (g *Gateway) Start(ctx context.Context) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.started || g.stopping {
+		g.mu.Unlock()
 		return errors.New("gateway was started or stopped before: make a new one")
 	}
 	if err := g.listen(ctx); err != nil {
+		g.mu.Unlock()
 		return err
 	}
-	g.began = time.Now()
+	g.started, g.began = true, time.Now()
 	g.serve()
-	g.steps = append(g.steps, step{"loops", g.stopLoops})
+	g.steps = append(g.steps, step{"bus", g.stopBus})
+	g.wg.Add(1)
+	g.mu.Unlock()
 
-	if err := g.connect(ctx); err != nil {
-		var mistake *startError
-		if g.deps.FailFast || errors.As(err, &mistake) || ctx.Err() != nil {
-			return errors.Join(err, g.unwindLocked(context.WithoutCancel(ctx)))
-		}
-		g.storeMissing(err)
-		g.run(g.connectLoop)
+	err := g.begin(ctx)
+	g.wg.Done()
+	if err != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), failTimeout)
+		defer cancel()
+		return errors.Join(err, g.stop(stop, err))
 	}
-	g.started = true
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
 		"agents", strings.Join(g.agentIDs(), ","), "version", g.deps.Version, "token", g.guard.required())
+	return nil
+}
+
+// begin tries the store once and, if it may, leaves the rest to connectLoop.
+func (g *Gateway) begin(ctx context.Context) error {
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.life, cancel)()
+	err := g.connect(both)
+	switch {
+	case g.stopped():
+		return errors.Join(bus.ErrStopped, g.abandon())
+	case err == nil:
+		return nil
+	case g.deps.FailFast || errors.As(err, new(*startError)) || ctx.Err() != nil:
+		return err
+	}
+	g.storeMissing(err)
+	g.run(g.connectLoop)
 	return nil
 }
 
@@ -206,21 +227,24 @@ func (g *Gateway) run(f func()) {
 	}()
 }
 
-// stopLoops ends what was begun after listening: the connecting loop, the bus, the catalog entry
-// (in this order: the session hangs on the entry's check), and then the requests that wait.
-func (g *Gateway) stopLoops(ctx context.Context) error {
+// stopBus ends the bus, then the catalog entry (the session hangs on the entry's check), then
+// the requests that wait for what cannot happen any more.
+func (g *Gateway) stopBus(ctx context.Context) error {
 	g.endLife()
 	var errs []error
 	if b := g.bus.Load(); b != nil {
-		if err := b.Stop(ctx); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, b.Stop(ctx))
 	}
-	if err := g.deregister(ctx); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, g.deregister(ctx))
 	g.endWaits()
 	return errors.Join(errs...)
+}
+
+// abandon ends a bus that was started while Stop passed by.
+func (g *Gateway) abandon() error {
+	ctx, cancel := context.WithTimeout(context.Background(), failTimeout)
+	defer cancel()
+	return g.stopBus(ctx)
 }
 
 // fail ends the gateway because of err.
@@ -266,17 +290,6 @@ func (g *Gateway) stop(ctx context.Context, cause error) error {
 	}
 	close(g.done)
 	g.log.Info("gateway has stopped", "gateway", g.name)
-	return err
-}
-
-func (g *Gateway) unwindLocked(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, failTimeout)
-	defer cancel()
-	g.stopping = true
-	steps := g.steps
-	g.steps = nil
-	err := g.unwind(ctx, steps)
-	close(g.done)
 	return err
 }
 

@@ -1,0 +1,142 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+func badRequest(field, format string, args ...any) *APIError {
+	return &APIError{status: http.StatusBadRequest, Code: CodeInvalid, Field: field, Message: fmt.Sprintf(format, args...)}
+}
+
+func internalError() *APIError {
+	return &APIError{status: http.StatusInternalServerError, Code: CodeInternal, Message: "something is wrong in this gateway; its log says more"}
+}
+
+// errorCodes maps the bus's errors, the first that fits: one that wraps several is judged by
+// what it means for a message.
+var errorCodes = []struct {
+	err    error
+	status int
+	code   string
+}{
+	{bus.ErrOutcomeUnknown, http.StatusGatewayTimeout, CodeOutcomeUnknown},
+	{bus.ErrTooLarge, http.StatusRequestEntityTooLarge, CodeTooLarge},
+	{envelope.ErrInvalid, http.StatusBadRequest, CodeInvalid},
+	{bus.ErrUnknownAgent, http.StatusNotFound, CodeUnknownAgent},
+	{bus.ErrNotFound, http.StatusNotFound, CodeNotFound},
+	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
+	{bus.ErrClosed, http.StatusServiceUnavailable, CodeStopping},
+	{bus.ErrForbidden, http.StatusServiceUnavailable, CodeStoreForbidden},
+	{bus.ErrUnavailable, http.StatusServiceUnavailable, CodeStoreUnavailable},
+	{bus.ErrNoSession, http.StatusServiceUnavailable, CodeStoreUnavailable},
+	{context.DeadlineExceeded, http.StatusGatewayTimeout, CodeTimeout},
+	{context.Canceled, statusClientGone, CodeClientGone},
+}
+
+// apiError is the one mapping of errors to answers. What is not known is a bug here: it is
+// logged, and not shown.
+func apiError(err error) (_ *APIError, known bool) {
+	if e := (*APIError)(nil); errors.As(err, &e) {
+		return e, true
+	}
+	for _, c := range errorCodes {
+		if errors.Is(err, c.err) {
+			return &APIError{status: c.status, Code: c.code, Message: err.Error()}, true
+		}
+	}
+	return internalError(), false
+}
+
+// aboutMessage names the message that err is about.
+func aboutMessage(err error, id string) error {
+	e, known := apiError(err)
+	if !known || id == "" {
+		return err
+	}
+	c := *e
+	c.MessageID = id
+	return &c
+}
+
+func (g *Gateway) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	e, known := apiError(err)
+	if !known {
+		g.log.Error("API request failed", "method", r.Method, "route", r.Pattern, "error", err)
+	}
+	if e.status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	_ = writeJSON(w, e.status, ErrorResponse{*e})
+}
+
+// decodeBody reads a JSON object strictly.
+func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return &APIError{status: http.StatusUnsupportedMediaType, Code: CodeContentType, Message: "send JSON, with the header Content-Type: application/json"}
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(into)
+	if err == nil {
+		if _, more := dec.Token(); more == io.EOF {
+			return nil
+		} else if more == nil {
+			return badRequest("", "there is something behind the JSON object")
+		} else {
+			err = more
+		}
+	}
+	var tooLarge *http.MaxBytesError
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	unknown, isUnknown := strings.CutPrefix(err.Error(), "json: unknown field ")
+	switch {
+	case errors.As(err, &tooLarge):
+		return &APIError{status: http.StatusRequestEntityTooLarge, Code: CodeTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit)}
+	case errors.Is(err, io.EOF):
+		return badRequest("", "the body is empty: send a JSON object")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return badRequest("", "the JSON ends too early")
+	case errors.As(err, &syntax):
+		return badRequest("", "not JSON at byte %d: %v", syntax.Offset, syntax)
+	case errors.As(err, &kind):
+		return badRequest(kind.Field, "%s is a JSON %s; want %s", orBody(kind.Field), kind.Value, wantedKind(kind))
+	case isUnknown:
+		field, uerr := strconv.Unquote(unknown)
+		if uerr != nil {
+			field = unknown
+		}
+		return badRequest(clipText(field, 80), "there is no field %q", clipText(field, 80))
+	}
+	return badRequest("", "the body could not be read")
+}
+
+func orBody(field string) string {
+	if field == "" {
+		return "the body"
+	}
+	return field
+}
+
+func wantedKind(e *json.UnmarshalTypeError) string {
+	switch e.Type.Kind().String() {
+	case "string":
+		return "a string"
+	case "bool":
+		return "true or false"
+	case "int", "int64":
+		return "a whole number"
+	}
+	return "an object"
+}

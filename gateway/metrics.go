@@ -1,0 +1,183 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gatemesh/gatemesh/bus"
+)
+
+// scrapeTimeout bounds what a scrape asks the store.
+const scrapeTimeout = 2 * time.Second
+
+// eventNames are the values of the label event; what is not here counts as "other".
+var eventNames = []string{
+	bus.EventQueued, bus.EventDelivered, bus.EventAcked, bus.EventFailed, bus.EventRetry, bus.EventDeadLetter, bus.EventReceipt,
+	bus.EventReplied, bus.EventDuplicate, bus.EventRefused, bus.EventGap, bus.EventOwned, bus.EventReleased, bus.EventDeposed,
+	bus.EventStoreDown, bus.EventStoreUp,
+}
+
+// latency are the buckets of message times in seconds: from a local store's fraction of a
+// millisecond to answers that take minutes.
+var latency = []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60, 300}
+
+// metrics is the Prometheus side. What it knows of messages comes from events alone. The
+// table is METRICS.md; a test holds the two together.
+type metrics struct {
+	g        *Gateway
+	registry *prometheus.Registry
+
+	messages                  *prometheus.CounterVec
+	delivery, ack, reply      prometheus.Histogram
+	deadLetters               *prometheus.CounterVec
+	retries                   prometheus.Counter
+	owned, store              prometheus.Gauge
+	requests                  *prometheus.CounterVec
+	requestSeconds            *prometheus.HistogramVec
+	waiting, clients, dropped *prometheus.Desc
+	known                     map[string]bool
+
+	mu   sync.Mutex
+	own  map[string]bool
+	isUp bool
+}
+
+func newMetrics(g *Gateway, version string) *metrics {
+	histogram := func(name, help string) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: latency})
+	}
+	m := &metrics{
+		g: g, registry: prometheus.NewRegistry(), own: map[string]bool{}, known: map[string]bool{},
+		messages:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_messages_total", Help: "Events by kind, as this gateway made them."}, []string{"event"}),
+		delivery:    histogram("gatemesh_delivery_seconds", "From making a message to handing it to the agent, seen by the agent's gateway."),
+		ack:         histogram("gatemesh_ack_seconds", "From making a message to its recorded end, seen by the agent's gateway."),
+		reply:       histogram("gatemesh_reply_seconds", "From making a question to its answer, seen by the asking gateway."),
+		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_dead_letters_total", Help: "Messages given up, by class."}, []string{"class"}),
+		retries:     prometheus.NewCounter(prometheus.CounterOpts{Name: "gatemesh_retries_total", Help: "Attempts that will be repeated."}),
+		owned:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_owned_agents", Help: "Agents whose inboxes this gateway drains."}),
+		store:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_store_up", Help: "1 while the store answers, else 0."}),
+		requests:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_requests_total", Help: "HTTP requests by route and status."}, []string{"route", "code"}),
+		requestSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "gatemesh_http_request_seconds",
+			Help: "Time to answer HTTP requests by route; those that wait on purpose included.", Buckets: latency}, []string{"route"}),
+		waiting: prometheus.NewDesc("gatemesh_inbox_waiting", "Messages in the lanes of an agent's inbox that nobody has taken; absent while the store does not answer.", []string{"agent"}, nil),
+		clients: prometheus.NewDesc("gatemesh_stream_clients", "Clients of the event stream.", nil, nil),
+		dropped: prometheus.NewDesc("gatemesh_stream_dropped_total", "Clients of the event stream that were cut off because they were too slow.", nil, nil),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_build_info", Help: "Always 1; the labels say what runs.",
+		ConstLabels: prometheus.Labels{"version": version, "gateway": g.name}})
+	build.Set(1)
+	for _, e := range eventNames {
+		m.known[e] = true
+		m.messages.WithLabelValues(e)
+	}
+	m.registry.MustRegister(m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.retries, m.owned, m.store, m.requests,
+		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// observe counts an event.
+func (m *metrics) observe(ev bus.Event) {
+	label := ev.Event
+	if !m.known[label] {
+		label = "other"
+	}
+	m.messages.WithLabelValues(label).Inc()
+	seconds := max(0, ev.Millis/1000) // the sender's clock may be ahead of ours
+	switch ev.Event {
+	case bus.EventDelivered:
+		if ev.Attempt <= 1 {
+			m.delivery.Observe(seconds)
+		}
+	case bus.EventAcked:
+		m.ack.Observe(seconds)
+	case bus.EventReplied:
+		m.reply.Observe(seconds)
+	case bus.EventDeadLetter:
+		m.deadLetters.WithLabelValues(string(ev.Class)).Inc()
+	case bus.EventRetry:
+		m.retries.Inc()
+	case bus.EventOwned, bus.EventReleased, bus.EventDeposed:
+		m.ownership(ev.To, ev.Event == bus.EventOwned)
+	case bus.EventStoreUp, bus.EventStoreDown:
+		m.storeUp(ev.Event == bus.EventStoreUp)
+	}
+}
+
+func (m *metrics) ownership(agent string, owned bool) {
+	if agent == m.g.name {
+		return // the gateway's own desk is no agent
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if owned {
+		m.own[agent] = true
+	} else {
+		delete(m.own, agent)
+	}
+	m.owned.Set(float64(len(m.own)))
+}
+
+func (m *metrics) storeUp(up bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.isUp = up
+	if up {
+		m.store.Set(1)
+	} else {
+		m.store.Set(0)
+	}
+}
+
+func (m *metrics) storeIsUp() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.isUp
+}
+
+// request counts an HTTP request. route is a pattern, never a path.
+func (m *metrics) request(route string, code int, took time.Duration) {
+	m.requests.WithLabelValues(route, strconv.Itoa(code)).Inc()
+	m.requestSeconds.WithLabelValues(route).Observe(took.Seconds())
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// scraped is what is looked up when somebody asks.
+type scraped struct{ *metrics }
+
+// Describe implements prometheus.Collector.
+func (s scraped) Describe(ch chan<- *prometheus.Desc) {
+	ch <- s.waiting
+	ch <- s.clients
+	ch <- s.dropped
+}
+
+// Collect implements prometheus.Collector.
+func (s scraped) Collect(ch chan<- prometheus.Metric) {
+	clients, dropped := s.g.hub.stats()
+	ch <- prometheus.MustNewConstMetric(s.clients, prometheus.GaugeValue, float64(clients))
+	ch <- prometheus.MustNewConstMetric(s.dropped, prometheus.CounterValue, float64(dropped))
+	b := s.g.bus.Load()
+	if b == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.g.life, scrapeTimeout)
+	defer cancel()
+	inboxes, err := b.Inboxes(ctx, "")
+	if err != nil {
+		s.g.log.Debug("scrape inboxes", "error", err)
+		return
+	}
+	for _, i := range inboxes {
+		ch <- prometheus.MustNewConstMetric(s.waiting, prometheus.GaugeValue, float64(i.Waiting), i.Agent)
+	}
+}

@@ -1,0 +1,222 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/gatemesh/gatemesh/bus"
+)
+
+const (
+	// ringEvents is how many events are kept for replay.
+	ringEvents = 1000
+	// clientEvents is how many events may wait for one client. Facts may not merge: who is
+	// further behind is cut off and can come back for the replay.
+	clientEvents = 256
+	// pingEvery finds clients that are gone without a word.
+	pingEvery = 30 * time.Second
+	// frameTimeout bounds the writing of one frame.
+	frameTimeout = 10 * time.Second
+)
+
+// hub hands events to the clients of the stream. It never waits for one.
+type hub struct {
+	mu      sync.Mutex
+	seq     uint64
+	ring    []StreamEvent // at most ringEvents, oldest first at ring[next]
+	next    int
+	clients map[*streamClient]struct{}
+	closed  bool
+	dropped uint64
+	wg      sync.WaitGroup // the clients' handlers
+}
+
+// streamClient is one connection. The hub sends on events and closes gone; nobody
+// closes events.
+type streamClient struct {
+	message string
+	events  chan StreamEvent
+	gone    chan struct{}
+	// why is set before gone is closed.
+	code websocket.StatusCode
+	why  string
+}
+
+func newHub() *hub { return &hub{clients: map[*streamClient]struct{}{}} }
+
+// publish numbers an event, keeps it and hands it out.
+func (h *hub) publish(ev bus.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seq++
+	se := StreamEvent{Seq: h.seq, Event: ev}
+	if len(h.ring) < ringEvents {
+		h.ring = append(h.ring, se)
+	} else {
+		h.ring[h.next] = se
+		h.next = (h.next + 1) % ringEvents
+	}
+	for c := range h.clients {
+		if !c.wants(se) {
+			continue
+		}
+		select {
+		case c.events <- se:
+		default:
+			h.dropped++
+			h.endLocked(c, websocket.StatusPolicyViolation, "too slow: "+strconv.Itoa(clientEvents)+" events were waiting; connect again with ?replay")
+		}
+	}
+}
+
+func (c *streamClient) wants(ev StreamEvent) bool {
+	return c.message == "" || ev.MessageID == c.message || ev.CorrelationID == c.message || ev.InReplyTo == c.message
+}
+
+func (h *hub) endLocked(c *streamClient, code websocket.StatusCode, why string) {
+	if _, ok := h.clients[c]; ok {
+		delete(h.clients, c)
+		c.code, c.why = code, why
+		close(c.gone)
+	}
+}
+
+// join adds a client and returns the replay, with nothing between it and what follows. False:
+// the hub is closed.
+func (h *hub) join(message string, replay int) (*streamClient, []StreamEvent, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, nil, false
+	}
+	c := &streamClient{message: message, events: make(chan StreamEvent, clientEvents), gone: make(chan struct{})}
+	var old []StreamEvent
+	for i := range h.ring {
+		if ev := h.ring[(h.next+i)%len(h.ring)]; c.wants(ev) {
+			old = append(old, ev)
+		}
+	}
+	old = slices.Clone(old[max(0, len(old)-replay):])
+	h.clients[c] = struct{}{}
+	h.wg.Add(1)
+	return c, old, true
+}
+
+// leave ends a client's part; its handler calls it as its last act.
+func (h *hub) leave(c *streamClient) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.clients, c)
+	h.wg.Done()
+}
+
+func (h *hub) stats() (clients int, dropped uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.clients), h.dropped
+}
+
+// close says goodbye to all clients and waits until they are gone.
+func (h *hub) close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	for c := range h.clients {
+		h.endLocked(c, websocket.StatusGoingAway, "the gateway stops")
+	}
+	h.mu.Unlock()
+	end := make(chan struct{})
+	go func() {
+		h.wg.Wait()
+		close(end)
+	}()
+	select {
+	case <-end:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// getEvents is GET /v1/events.
+func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
+	message, err := messageIDParam("message", r.URL.Query().Get("message"), true)
+	if err != nil {
+		return err
+	}
+	replay, err := intParam(r, "replay", 0, 0, ringEvents)
+	if err != nil {
+		return err
+	}
+	if r.Header.Get("Upgrade") == "" {
+		return badRequest("", "this is a WebSocket: connect with ws:// or wss://")
+	}
+	// A page of another site may not listen, whatever token the browser's user has.
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}})
+	if err != nil {
+		g.log.Debug("stream refused", "error", err)
+		return nil // Accept has answered
+	}
+	c, old, ok := g.hub.join(message, replay)
+	if !ok {
+		_ = conn.Close(websocket.StatusGoingAway, "the gateway stops")
+		return nil
+	}
+	defer g.hub.leave(c)
+	g.stream(conn, c, old)
+	return nil
+}
+
+// stream writes until the client leaves or is sent away. Nothing is expected from the client.
+func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEvent) {
+	defer func() { _ = conn.CloseNow() }()
+	// Not the request's context: it is of no use after the upgrade.
+	ctx := conn.CloseRead(context.Background())
+	for _, ev := range old {
+		if writeFrame(ctx, conn, ev) != nil {
+			return
+		}
+	}
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	for {
+		select {
+		case <-c.gone:
+			_ = conn.Close(c.code, c.why)
+			return
+		default:
+		}
+		select {
+		case ev := <-c.events:
+			if writeFrame(ctx, conn, ev) != nil {
+				return
+			}
+		case <-ping.C:
+			pctx, cancel := context.WithTimeout(ctx, frameTimeout)
+			err := conn.Ping(pctx)
+			cancel()
+			if err != nil {
+				return
+			}
+		case <-c.gone:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func writeFrame(ctx context.Context, conn *websocket.Conn, ev StreamEvent) error {
+	b, err := json.Marshal(ev)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, frameTimeout)
+	defer cancel()
+	return conn.Write(ctx, websocket.MessageText, b)
+}

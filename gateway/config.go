@@ -57,8 +57,8 @@ type MeshConfig struct {
 	SessionTTL        time.Duration `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
 	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
 	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" doc:"Longest life a sender may ask for."`
-	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"64" doc:"Hops a message may make when its sender names no limit."`
-	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"256KiB" min:"1KiB" max:"256KiB" doc:"Largest payload of a message."`
+	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
+	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"128KiB" min:"1KiB" max:"128KiB" doc:"Largest payload of a message."`
 	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
 	AckTimeout        time.Duration `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
 	ResultRetention   time.Duration `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
@@ -168,7 +168,7 @@ type AgentConfig struct {
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is
 // ignored.
 type RunnerConfig struct {
-	Kind     string         `json:"kind" def:"echo" enum:"relay|checks|echo" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
+	Kind     string         `json:"kind" def:"relay" enum:"relay|checks|echo" doc:"relay (what an agent without a runner is) asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
 	To       string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
 	Checks   []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
 	Timeout  time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take. Empty: the runner's own default."`

@@ -139,7 +139,7 @@ func TestCLI(t *testing.T) {
 			{[]string{"send", "--to", "bobby", "--file", big}, "262144"},
 			{[]string{"send", "--to", "bobby", "--id", "not-a-uuid", "hi"}, "UUID"},
 			{[]string{"send", "--to", "bobby", "--ttl", "9000h", "hi"}, "ttl"},
-			{[]string{"send", "--to", "bobby", "--from", "No One", "hi"}, "from"},
+			{[]string{"send", "--to", "bobby", "--from", "No One", "hi"}, "not a name"},
 			{[]string{"message", "show", envelope.NewID()}, "not found"},
 			{[]string{"message", "show", "ffffffff"}, "gatemesh message list"},
 			{[]string{"inbox", "nobody"}, "nobody"},

@@ -56,7 +56,7 @@ func (d *demo) startConsul(ctx context.Context) error {
 			return err
 		}
 	}
-	d.p.printf("starting three gateways\n")
+	d.p.printf("three gateway processes, each with a Consul server of its own choice\n")
 	release()
 	return d.startChildren(ports, servers)
 }
@@ -171,8 +171,8 @@ func demoEnv(env []string, addr string) []string {
 	return out
 }
 
-// sweepLater removes the demo's keys at the end, and openclaw/cluster/ if nobody else
-// needed it. It also shows now whether that Consul can be used at all.
+// sweepLater removes the demo's keys at the end, and what it added to openclaw/cluster/ if
+// nobody else is there. It also shows now whether that Consul can be used at all.
 func (d *demo) sweepLater(ctx context.Context, addr string) error {
 	s, err := consul.New(consul.Options{Address: addr})
 	if err != nil {
@@ -190,9 +190,12 @@ func (d *demo) sweepLater(ctx context.Context, addr string) error {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
 		prefixes := demoPrefixes(d.nodes)
-		if len(before) == 0 {
-			if left, err := s.Keys(ctx, bus.Root+"gateways/", "/"); err == nil && !slices.ContainsFunc(left, d.foreign) {
-				prefixes = append(prefixes, bus.Root+"cluster/")
+		if left, err := s.Keys(ctx, bus.Root+"gateways/", "/"); err == nil && !slices.ContainsFunc(left, d.foreign) {
+			// Nobody else relies on what our gateways found missing there.
+			for _, key := range []string{bus.Root + "cluster/id", bus.Root + "cluster/deployment"} {
+				if !slices.Contains(before, key) {
+					prefixes = append(prefixes, key)
+				}
 			}
 		}
 		var ops []bus.Op

@@ -33,6 +33,7 @@ func (d *demo) startLocal(ctx context.Context) error {
 	if d.nodes, err = demoNodes(demoSettings{store: "local", port: port}); err != nil {
 		return err
 	}
+	d.p.printf("three gateways in this process, on one embedded store\n")
 	var running []*node
 	d.stops = append(d.stops, func() error { return stopAll(running) })
 	for _, n := range d.nodes {

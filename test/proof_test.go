@@ -1,0 +1,118 @@
+//go:build proof
+
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Proofs drive the built binary; "make prove" runs them. They stand behind a build tag and
+// not behind t.Skip: a test that always skips says nothing.
+var (
+	binary   = flag.String("binary", "", "the gatemesh to prove something of")
+	proofDir = flag.String("proof", "", "where the figures go: DIR/NAME.json")
+	commit   = flag.String("commit", "", "the commit to name in the figures")
+)
+
+// proof is the file that a proof leaves behind. cmd/gatemesh writes the same for bench.
+type proof struct {
+	Name    string  `json:"name"`
+	Commit  string  `json:"commit"`
+	OK      bool    `json:"ok"`
+	Seconds float64 `json:"seconds"`
+	Figures any     `json:"figures"`
+}
+
+// prove runs f and writes what it returns, with what became of the test. A proof of before
+// is removed first: a proof that died left none.
+func prove(t *testing.T, name string, f func() any) {
+	t.Helper()
+	if *binary == "" || *proofDir == "" {
+		t.Fatal("run it with: make " + name + "-proof")
+	}
+	path := filepath.Join(*proofDir, name+".json")
+	if err := os.MkdirAll(*proofDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	figures := f()
+	p := proof{Name: name, Commit: *commit, OK: !t.Failed(), Seconds: time.Since(begin).Seconds(), Figures: figures}
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", b)
+}
+
+// demoAnswerWithin is the promise of the issue, "first answer within seconds", in figures.
+const demoAnswerWithin = 5 * time.Second
+
+func TestProofDemo(t *testing.T) {
+	prove(t, "demo", func() any {
+		figures := map[string]*demoFigures{}
+		for _, store := range []string{"local", "consul"} {
+			figures[store] = runDemo(t, store)
+		}
+		return figures
+	})
+}
+
+func runDemo(t *testing.T, store string) *demoFigures {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, *binary, "demo", "--once", "--json", "--store", store)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it ends its servers
+	cmd.WaitDelay = 30 * time.Second
+	// A developer's own servers must not take part.
+	for _, kv := range os.Environ() {
+		if n, _, _ := strings.Cut(kv, "="); !strings.HasPrefix(n, "CONSUL_") && !strings.HasPrefix(n, "NOMAD_") &&
+			(!strings.HasPrefix(n, "GATEMESH_") || n == "GATEMESH_CONSUL_BIN") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	begin := time.Now()
+	err := cmd.Run()
+	total := time.Since(begin)
+	if err != nil {
+		t.Errorf("%s: the demo ended with %v:\n%s", store, err, stderr.String())
+		return &demoFigures{TotalSeconds: total.Seconds()}
+	}
+	events, err := readEvents(stdout.Bytes())
+	if err != nil {
+		t.Errorf("%s: %v", store, err)
+		return &demoFigures{TotalSeconds: total.Seconds()}
+	}
+	f, broken := judgeDemo(events)
+	f.TotalSeconds = total.Seconds()
+	if f.Gateways != 3 {
+		broken = append(broken, "not three gateways took part")
+	}
+	if f.Replied && f.FirstAnswerMS > float64(demoAnswerWithin.Milliseconds()) {
+		broken = append(broken, "the first answer took longer than "+demoAnswerWithin.String())
+	}
+	for _, b := range broken {
+		t.Errorf("%s: %s", store, b)
+	}
+	if len(broken) > 0 {
+		t.Logf("%s: the events:\n%s", store, stdout.String())
+	}
+	return &f
+}

@@ -162,7 +162,7 @@ func TestConfigThreeAgents(t *testing.T) {
 	for _, a := range cfg.Agents.List {
 		got = append(got, a.ID+" "+a.Name+" "+a.Workspace+" "+a.Model.Primary+" "+a.Runner.Kind)
 	}
-	want := []string{"jerry Jerry /tmp/oc/ws-jerry stub/stub echo", "bobby Bobby /tmp/oc/ws-bobby stub/stub echo", "billy Billy /tmp/oc/ws-billy stub/stub echo"}
+	want := []string{"jerry Jerry /tmp/oc/ws-jerry stub/stub relay", "bobby Bobby /tmp/oc/ws-bobby stub/stub relay", "billy Billy /tmp/oc/ws-billy stub/stub relay"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
@@ -184,7 +184,7 @@ func TestConfigMesh(t *testing.T) {
 	}
 	bobby, jerry, echo := cfg.Agents.List[0], cfg.Agents.List[1], cfg.Agents.List[2]
 	got = configWords(bobby.MaxConcurrent, bobby.AckTimeout, bobby.Sandbox, bobby.Runner.Timeout, jerry.AckTimeout, jerry.Runner.To, echo.Runner.Kind, echo.Runner.Timeout, echo.Gateways)
-	if want := "4 1m0s {all agent  {}} 0s 5m0s bobby echo 30s [bobby-gateway]"; got != want {
+	if want := "4 1m0s {all agent  {}} 0s 5m0s bobby relay 30s [bobby-gateway]"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	here := cfg.AgentsHere()
@@ -211,7 +211,7 @@ func TestConfigDefaults(t *testing.T) {
 	got := configWords(cfg.ListenAddr(), cfg.Gateway.Auth, m.Store, m.DataDir, m.Cluster, m.HeartbeatInterval, m.SessionTTL, m.DefaultTTL, m.MaxTTL,
 		m.DefaultMaxHops, m.MaxPayload, m.Retry, m.AckTimeout, m.ResultRetention, m.Log, m.Service)
 	want := "127.0.0.1:18789 {token from-env {}} consul /home/x/.gatemesh/a-gateway {octant-homelab option-2-distributed} 20s 15s 5m0s 24h0m0s" +
-		" 4 256KiB {5 1s 1m0s} 10m0s 1h0m0s {info false} {openclaw true}"
+		" 4 128KiB {5 1s 1m0s} 10m0s 1h0m0s {info false} {openclaw true}"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -26,6 +26,8 @@ func TestCheckImport(t *testing.T) {
 		{"bus/bus.go", module + "/agent", "stands left of"},
 		{"agent/agent.go", module + "/gateway", "stands left of"},
 		{"gateway/api.go", module + "/cmd/gatemesh", "stands left of"},
+		{"gateway/api.go", module + "/gateway/dashboard", ""},
+		{"agent/agent.go", module + "/gateway/dashboard", "stands left of"},
 		{"bus/bus.go", module + "/bus/consul", "a parent owns"},
 		{"bus/consul/store.go", module + "/bus/local", "siblings"},
 		{"gateway/api.go", module + "/bus/consul", "only cmd chooses"},

@@ -136,7 +136,7 @@ func TestCLI(t *testing.T) {
 			says string
 		}{
 			{[]string{"ask", "--to", "nobody", "hi"}, "gatemesh agents"},
-			{[]string{"send", "--to", "bobby", "--file", big}, "262144"},
+			{[]string{"send", "--to", "bobby", "--file", big}, "mesh.maxPayload"},
 			{[]string{"send", "--to", "bobby", "--id", "not-a-uuid", "hi"}, "UUID"},
 			{[]string{"send", "--to", "bobby", "--ttl", "9000h", "hi"}, "ttl"},
 			{[]string{"send", "--to", "bobby", "--from", "No One", "hi"}, "not a name"},

@@ -112,10 +112,12 @@ func (d *daemon) run(ctx context.Context) error {
 // stop hands over within drainTime. A second signal ends the process at once: the store
 // frees what it held when its session's TTL has passed.
 func (d *daemon) stop(n *node, second <-chan os.Signal) error {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- n.stop(ctx) }()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		defer cancel()
+		done <- n.stop(ctx)
+	}()
 	select {
 	case err := <-done:
 		if err != nil {

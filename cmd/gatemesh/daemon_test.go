@@ -18,7 +18,7 @@ func daemonConfig(store, level string) string {
 	return fmt.Sprintf(`{
   mesh: { gateway: "node-gateway", %s, log: { level: %q, json: true }, service: { register: false } },
   gateway: { port: 0, auth: { token: "the-token-of-this-test" } },
-  agents: { list: [ { id: "echo" }, { id: "relay", runner: { kind: "relay", to: "echo" } } ] },
+  agents: { list: [ { id: "echo", runner: "echo" }, { id: "relay", runner: { kind: "relay", to: "echo" } } ] },
 }
 `, store, level)
 }

@@ -128,7 +128,7 @@ func (d *demo) startChildren(ports []int, servers []string) error {
 		}
 		var errs []error
 		for _, c := range children {
-			errs = append(errs, c.stop(childGrace))
+			errs = append(errs, c.wait(childGrace))
 		}
 		return errors.Join(errs...)
 	})

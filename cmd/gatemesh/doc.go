@@ -33,7 +33,8 @@
 //
 // # JSON
 //
-// With --json, a command prints one JSON value, or one a line where it follows something. The
+// With --json, a command prints one JSON value, or one a line where it follows something. A
+// single value is indented on a terminal and one line elsewhere. The
 // names are stable: fields may be added, none is renamed or removed. All times are
 // RFC 3339 in UTC.
 //

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		binary = filepath.Join(dir, "gatemesh")
 		build := exec.Command("go", "build", "-o", binary, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if raceEnabled { // needs cgo
+			build = exec.Command("go", "build", "-race", "-o", binary, ".")
+		}
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build gatemesh: %v\n%s", err, out)
 			return 1

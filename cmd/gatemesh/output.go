@@ -57,8 +57,12 @@ func (p *printer) paint(c colour, s string) string {
 
 func (p *printer) printf(format string, args ...any) { fmt.Fprintf(p.w, format, args...) }
 
-// json writes one value, indented on several lines.
+// json writes one value: indented on a terminal, else on one line, because an envelope's
+// canonical bytes have no white space.
 func (p *printer) json(v any) error {
+	if !p.terminal {
+		return p.jsonLine(v)
+	}
 	enc := json.NewEncoder(p.w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")

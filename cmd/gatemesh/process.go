@@ -50,11 +50,12 @@ func startChild(name, logFile string, cmd *exec.Cmd) (*child, error) {
 	return c, nil
 }
 
-// terminate asks the child to end. stop waits for it, and kills it after the grace.
+// terminate asks the child to end. Once only: a second signal makes a gateway end without
+// handing over.
 func (c *child) terminate() { _ = c.cmd.Process.Signal(syscall.SIGTERM) }
 
-func (c *child) stop(grace time.Duration) error {
-	c.terminate()
+// wait waits for a child that was asked to end, and kills it after the grace.
+func (c *child) wait(grace time.Duration) error {
 	t := time.NewTimer(grace)
 	defer t.Stop()
 	select {

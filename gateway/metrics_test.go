@@ -1,0 +1,105 @@
+package gateway
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// METRICS.md and the registry say the same: names, types and labels.
+func TestMetricsTable(t *testing.T) {
+	n := startNode(t, parseNode(t, "lone", nil, "", echoAgent("bobby")), Deps{Store: newStore(t)})
+	n.ask("bobby", "x")
+	n.metrics.observe(bus.Event{Event: bus.EventDeadLetter, Class: envelope.ClassExpired}) // so that every label shows
+
+	families, err := n.metrics.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have []string
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "gatemesh_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, l.GetName())
+		}
+		slices.Sort(labels)
+		have = append(have, fmt.Sprint(f.GetName(), " ", strings.ToLower(f.GetType().String()), " ", labels))
+	}
+	doc, err := os.ReadFile("METRICS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(gatemesh_[a-z_]+)` \\| (\\w+) \\| ([^|]*)\\|").FindAllStringSubmatch(string(doc), -1) {
+		var labels []string
+		for _, l := range regexp.MustCompile("`([a-z]+)`").FindAllStringSubmatch(m[3], -1) {
+			labels = append(labels, l[1])
+		}
+		slices.Sort(labels)
+		want = append(want, fmt.Sprint(m[1], " ", m[2], " ", labels))
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		t.Errorf("registered:\n%s\nMETRICS.md:\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
+	}
+	problems, err := testutil.GatherAndLint(n.metrics.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// One question is one of each event, and every metric of messages follows from events.
+func TestMetricsCount(t *testing.T) {
+	n := startNode(t, parseNode(t, "lone", nil, "", echoAgent("bobby")), Deps{Store: newStore(t)})
+	n.ask("bobby", "x")
+	text := string(n.do(http.MethodGet, "/metrics", "").body)
+	for _, want := range []string{
+		`gatemesh_messages_total{event="replied"} 1`,
+		`gatemesh_messages_total{event="failed"} 0`,
+		`gatemesh_reply_seconds_count 1`,
+		`gatemesh_owned_agents 1`,
+		`gatemesh_store_up 1`,
+		`gatemesh_retries_total 0`,
+		`gatemesh_http_requests_total{code="200",route="POST /v1/messages"} 1`,
+		`gatemesh_build_info{gateway="lone",version="test"} 1`,
+		`gatemesh_inbox_waiting{agent="bobby"} 0`,
+	} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+	m := n.metrics
+	m.observe(bus.Event{Event: "never-heard-of"})
+	m.observe(bus.Event{Event: bus.EventDeadLetter, Class: envelope.ClassExhausted})
+	m.observe(bus.Event{Event: bus.EventRetry})
+	m.observe(bus.Event{Event: bus.EventDeposed, To: "bobby"})
+	m.observe(bus.Event{Event: bus.EventDeposed, To: "bobby"})
+	if got := testutil.ToFloat64(m.messages.WithLabelValues("other")); got != 1 {
+		t.Errorf("unknown events: %v", got)
+	}
+	if got := testutil.ToFloat64(m.deadLetters.WithLabelValues("exhausted")); got != 1 {
+		t.Errorf("dead letters: %v", got)
+	}
+	if got := testutil.ToFloat64(m.retries); got != 1 {
+		t.Errorf("retries: %v", got)
+	}
+	if got := testutil.ToFloat64(m.owned); got != 0 {
+		t.Errorf("owned: %v", got)
+	}
+}

@@ -227,6 +227,16 @@ func (ib *inbox) source(from string) (*source, error) {
 		return nil, err
 	}
 	s.fetched = s.page.cursor
+	if s.page.index == 0 {
+		// The lane is new, or its cursor was deleted by hand: begin with the oldest that is there.
+		first, err := ib.nextSlot(from, 1)
+		if err != nil {
+			return nil, err
+		}
+		if first > 0 {
+			s.fetched = first - 1
+		}
+	}
 	ib.mu.Lock()
 	ib.sources[from] = s
 	ib.mu.Unlock()
@@ -258,11 +268,61 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			return fmt.Errorf("read lane from %s: %w", from, err)
 		}
 		for _, v := range values {
+			if len(v) == 0 {
+				if err := ib.gap(s, bl); err != nil {
+					return err
+				}
+				break
+			}
 			if err := ib.admit(s, s.fetched+1, v); err != nil {
 				return err
 			}
 		}
 	}
+	return nil
+}
+
+// nextSlot returns the number of the oldest slot of a lane from n on, or 0.
+func (ib *inbox) nextSlot(from string, n uint64) (uint64, error) {
+	prefix := lanePrefix(from, ib.spec.ID)
+	keys, err := ib.b.store.Keys(ib.intake, prefix, "")
+	if err != nil {
+		return 0, fmt.Errorf("list lane from %s: %w", from, err)
+	}
+	for _, k := range keys {
+		if m, ok := parsePadded(k[len(prefix):]); ok && m >= n {
+			return m, nil
+		}
+	}
+	return 0, nil
+}
+
+// gap goes over entries that are missing: somebody deleted them. One event tells of all.
+func (ib *inbox) gap(s *source, bl bell) error {
+	first := s.fetched + 1
+	next, err := ib.nextSlot(s.from, first)
+	if err != nil {
+		return err
+	}
+	if next == first {
+		return nil // it came back between two reads
+	}
+	last := bl.Seq
+	if len(bl.Entry) > 0 {
+		last = bl.Seq - 1
+	}
+	if next > 0 && next <= bl.Seq {
+		last = next - 1
+	}
+	ib.b.emit(Event{Event: EventGap, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
+		Reason: fmt.Sprintf("entries %d to %d of %s are missing: somebody deleted them", first, last, lanePrefix(s.from, ib.spec.ID))})
+	le := &laneEntry{src: s, seq: last, open: 1}
+	s.mu.Lock()
+	s.fetched = last
+	le.count = s.page.count
+	s.entries = append(s.entries, le)
+	s.mu.Unlock()
+	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, done: func(error) {}})
 	return nil
 }
 
@@ -287,11 +347,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	le := &laneEntry{src: s, seq: seq}
 	e, err := decodeEntry(raw)
-	switch {
-	case len(raw) == 0:
-		ib.b.emit(Event{Event: EventGap, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
-			Reason: fmt.Sprintf("entry %d is missing: somebody deleted %s", seq, slotKey(s.from, ib.spec.ID, seq))})
-	case err != nil || e.Seq != seq:
+	if err != nil || e.Seq != seq {
 		if err == nil {
 			err = fmt.Errorf("it says it is entry %d", e.Seq)
 		}

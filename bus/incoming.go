@@ -53,7 +53,29 @@ func (m *Incoming) Reply(payload []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := m.add(s); err != nil {
+		return err
+	}
 	m.reply = true
+	return nil
+}
+
+// What one handling may send in the transaction that acks it. More would not fit into it.
+const (
+	maxOut      = 16
+	maxOutBytes = 256 << 10
+	// maxAsks bounds the questions of one handling.
+	maxAsks = 64
+)
+
+func (m *Incoming) add(s *envelope.Sealed) error {
+	n := len(s.Canonical())
+	for _, o := range m.out {
+		n += len(o.Canonical())
+	}
+	if len(m.out) >= maxOut || n > maxOutBytes {
+		return fmt.Errorf("%w: one handling may send %d messages of %d KiB together", ErrTooLarge, maxOut, maxOutBytes>>10)
+	}
 	m.out = append(m.out, s)
 	return nil
 }
@@ -69,8 +91,7 @@ func (m *Incoming) Send(out Outgoing) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	m.out = append(m.out, s)
-	return s.MessageID, nil
+	return s.MessageID, m.add(s)
 }
 
 func (m *Incoming) inherit(out *Outgoing, step string) {
@@ -112,6 +133,9 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 	j.mu.Unlock()
 	if ans != nil {
 		return ans, nil
+	}
+	if m.asks > maxAsks {
+		return nil, fmt.Errorf("one handling may ask %d questions", maxAsks)
 	}
 	if before {
 		// Asked by an earlier run: its fate may have been told while nobody listened.

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync/atomic"
 )
@@ -34,15 +35,24 @@ type laneShared struct {
 	waiting atomic.Int64
 }
 
-// loadLane reads the sending end from the store, where it survives its gateway.
-func (w *writer) loadLane(ctx context.Context, to string) (*lane, error) {
-	l := &lane{to: to, laneShared: w.b.outbox.shared(to)}
+// laneJump is added to the newest known number when a lane's bell was deleted or made unreadable by
+// hand: the receiver may have seen numbers that nothing in the store tells of any more, and a
+// number that is used again would be taken for an old one.
+const laneJump = 64
+
+// loadLane reads the sending end from the store, where it survives its gateway. floor is the newest
+// number that this process knows to be used.
+func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, error) {
+	l := &lane{to: to, seq: floor, laneShared: w.b.outbox.shared(to)}
 	p, err := w.b.store.Get(ctx, bellKey(to, w.b.cfg.Gateway))
 	if err != nil {
 		return nil, fmt.Errorf("read bell of %s: %w", to, err)
 	}
+	whole := true
 	if err := l.adopt(p); err != nil {
-		return nil, err
+		// It is this gateway's own key, so nobody else will mend it.
+		w.b.log.Warn("a bell is not readable; writing a new one", "error", err)
+		l.index, l.value, whole = p.ModifyIndex, p.Value, false
 	}
 	prefix := lanePrefix(w.b.cfg.Gateway, to)
 	keys, err := w.b.store.Keys(ctx, prefix, "")
@@ -54,7 +64,7 @@ func (w *writer) loadLane(ctx context.Context, to string) (*lane, error) {
 			// A slot beyond the bell is one that a lost try left behind: it was never
 			// announced, and the next entry is written over it. But without a bell (somebody
 			// deleted it) no number may be used again.
-			if l.index != 0 && n > l.seq {
+			if l.index != 0 && whole && n > l.seq {
 				continue
 			}
 			l.slots = append(l.slots, n)
@@ -62,13 +72,19 @@ func (w *writer) loadLane(ctx context.Context, to string) (*lane, error) {
 		}
 	}
 	h, _, err := w.b.readHead(ctx, w.b.cfg.Gateway, to)
-	if err != nil {
+	if errors.Is(err, errUnreadable) {
+		w.b.log.Warn("sending on without knowing what was taken", "error", err)
+	} else if err != nil {
 		return nil, err
 	}
 	raise(&l.cursor, h.Cursor)
 	l.waiting.Store(int64(len(l.slots)))
 	if h.Cursor > l.seq {
 		l.seq, l.count = h.Cursor, h.Count
+	}
+	if l.seq > 0 && (l.index == 0 || !whole) {
+		l.seq += laneJump
+		l.count = max(l.count, h.Count)
 	}
 	return l, nil
 }
@@ -82,7 +98,7 @@ func (l *lane) adopt(p *Pair) error {
 	}
 	var b bell
 	if err := json.Unmarshal(p.Value, &b); err != nil {
-		return fmt.Errorf("bell %s is not readable (%w); delete the key to mend it, no message is lost", p.Key, err)
+		return fmt.Errorf("bell %s: %w: %w", p.Key, errUnreadable, err)
 	}
 	l.index, l.value = p.ModifyIndex, p.Value
 	l.seq, l.count = max(l.seq, b.Seq), max(l.count, b.Count)
@@ -91,6 +107,9 @@ func (l *lane) adopt(p *Pair) error {
 	}
 	return nil
 }
+
+// errUnreadable: a value in the store is not what this package writes.
+var errUnreadable = errors.New("not readable")
 
 // raise lifts a to at least n.
 func raise(a *atomic.Uint64, n uint64) {
@@ -113,7 +132,7 @@ func (b *Bus) readHead(ctx context.Context, from, agent string) (receiptHead, *P
 		return h, nil, nil
 	}
 	if err := json.Unmarshal(p.Value, &h); err != nil {
-		return h, p, fmt.Errorf("receipts %s are not readable (%w); restore the key from a snapshot, or delete it to handle what waits again", p.Key, err)
+		return receiptHead{}, p, fmt.Errorf("%w: receipts %s: %w; restore the key from a snapshot, or delete it (what was taken last may then be handled again)", errUnreadable, p.Key, err)
 	}
 	return h, p, nil
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -177,38 +178,57 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 	return false, nil
 }
 
-// findInLanes looks at what still waits.
+// maxSlotsRead bounds what findInLanes reads, in slots: a long backlog is not searched to its end.
+const maxSlotsRead = 500
+
+// findInLanes looks at what still waits: in the bells, then in the slots, oldest first.
 func (b *Bus) findInLanes(ctx context.Context, st *Status) (bool, error) {
-	for _, root := range []string{inboxRoot, lanesRoot} {
-		pairs, err := b.store.List(ctx, root)
-		if err != nil {
-			return false, fmt.Errorf("read %s: %w", root, err)
+	bells, err := b.store.List(ctx, inboxRoot)
+	if err != nil {
+		return false, fmt.Errorf("read bells: %w", err)
+	}
+	for _, p := range bells {
+		var bl bell
+		if json.Unmarshal(p.Value, &bl) == nil && len(bl.Entry) > 0 && findInEntry(st, p.Key, bl.Entry) {
+			return true, nil
 		}
-		for _, p := range pairs {
-			if !strings.Contains(string(p.Value), st.MessageID) {
-				continue
-			}
-			var e entry
-			var bl bell
-			if root == inboxRoot && json.Unmarshal(p.Value, &bl) == nil && len(bl.Entry) > 0 {
-				_ = json.Unmarshal(bl.Entry, &e)
-			} else if json.Unmarshal(p.Value, &e) != nil {
-				continue
-			}
-			for _, it := range e.Items {
-				env, err := envelope.Decode(it.Envelope)
-				if err != nil || env.MessageID != st.MessageID {
-					continue
-				}
-				at := e.At
-				st.Where, st.Envelope, st.State = p.Key, env, envelope.Queued
-				st.Facts.Accepted = true
-				st.Delivery = &envelope.Delivery{State: envelope.Queued, QueuedAt: &at, Hops: it.Hops}
-				return true, nil
-			}
+	}
+	keys, err := b.store.Keys(ctx, lanesRoot, "")
+	if err != nil {
+		return false, fmt.Errorf("list lanes: %w", err)
+	}
+	for _, k := range keys[:min(len(keys), maxSlotsRead)] {
+		value, err := b.store.Read(ctx, k)
+		if err != nil {
+			return false, fmt.Errorf("read %s: %w", k, err)
+		}
+		if findInEntry(st, k, value) {
+			return true, nil
 		}
 	}
 	return false, nil
+}
+
+func findInEntry(st *Status, key string, value []byte) bool {
+	if !bytes.Contains(value, []byte(st.MessageID)) {
+		return false
+	}
+	e, err := decodeEntry(value)
+	if err != nil {
+		return false
+	}
+	for _, it := range e.Items {
+		env, err := envelope.Decode(it.Envelope)
+		if err != nil || env.MessageID != st.MessageID {
+			continue
+		}
+		at := e.At
+		st.Where, st.Envelope, st.State = key, env, envelope.Queued
+		st.Facts.Accepted = true
+		st.Delivery = &envelope.Delivery{State: envelope.Queued, QueuedAt: &at, Hops: it.Hops}
+		return true
+	}
+	return false
 }
 
 // InboxInfo is the state of one agent's inbox.

@@ -72,6 +72,8 @@ const (
 type writer struct {
 	b     *Bus
 	lanes map[string]*lane
+	// used is the newest number of a lane that has to be read again.
+	used map[string]uint64
 
 	mu      sync.Mutex
 	queue   []*unit
@@ -83,7 +85,7 @@ type writer struct {
 }
 
 func newWriter(b *Bus) *writer {
-	return &writer{b: b, lanes: make(map[string]*lane), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &writer{b: b, lanes: make(map[string]*lane), used: make(map[string]uint64), wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // queueBytes bounds the sends that wait in memory.
@@ -373,7 +375,7 @@ func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
 	if l := w.lanes[to]; l != nil {
 		return l, nil
 	}
-	l, err := w.loadLane(ctx, to)
+	l, err := w.loadLane(ctx, to, w.used[to])
 	if err != nil {
 		return nil, err
 	}
@@ -670,6 +672,7 @@ func (w *writer) refused(ctx context.Context, p *plan, e *TxnError, tries []*pla
 	}
 	for _, lw := range p.lanes {
 		if e.Refused(lw.op) {
+			w.used[lw.lane.to] = lw.lane.seq
 			delete(w.lanes, lw.lane.to) // read again by the next build
 		}
 	}

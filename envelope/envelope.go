@@ -22,10 +22,10 @@ const (
 
 // Limits of the wire contract.
 const (
-	// MaxPayload is the largest payload in bytes of JSON. With the other
-	// fields it stays below what one Consul transaction carries (393,216
-	// bytes before base64).
-	MaxPayload = 256 << 10
+	// MaxPayload is the largest payload in bytes of JSON. Two envelopes of this size, one
+	// worked on and one that its handling sends, fit into one Consul transaction
+	// (376,832 bytes of values).
+	MaxPayload = 128 << 10
 	// MaxEncoded is the largest sealed envelope in bytes. All known fields at their limits
 	// take less; newer minors may use the rest.
 	MaxEncoded = MaxPayload + 8<<10

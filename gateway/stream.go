@@ -157,27 +157,39 @@ func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get("Upgrade") == "" {
 		return badRequest("", "this is a WebSocket: connect with ws:// or wss://")
 	}
+	// Joined first: whoever knows that the stream is open misses nothing that they cause.
+	c, old, ok := g.hub.join(message, replay)
+	if !ok {
+		return bus.ErrStopped
+	}
+	defer g.hub.leave(c)
 	// A page of another site may not listen, whatever token the browser's user has.
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}})
 	if err != nil {
 		g.log.Debug("stream refused", "error", err)
 		return nil // Accept has answered
 	}
-	c, old, ok := g.hub.join(message, replay)
-	if !ok {
-		_ = conn.Close(websocket.StatusGoingAway, "the gateway stops")
-		return nil
-	}
-	defer g.hub.leave(c)
 	g.stream(conn, c, old)
 	return nil
 }
 
-// stream writes until the client leaves or is sent away. Nothing is expected from the client.
+// stream writes until the client leaves or is sent away.
 func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEvent) {
-	defer func() { _ = conn.CloseNow() }()
 	// Not the request's context: it is of no use after the upgrade.
-	ctx := conn.CloseRead(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
+	// Reading is how pongs and the client's goodbye are noticed. (Conn.CloseRead would do, but
+	// after a client that talks it waits 15 s for itself.)
+	inbound := make(chan error, 1)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		_, _, err := conn.Reader(ctx)
+		inbound <- err
+	})
+	defer func() {
+		cancel()
+		_ = conn.CloseNow()
+		reader.Wait()
+	}()
 	for _, ev := range old {
 		if writeFrame(ctx, conn, ev) != nil {
 			return
@@ -187,7 +199,7 @@ func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEven
 	defer ping.Stop()
 	for {
 		select {
-		case <-c.gone:
+		case <-c.gone: // before whatever else is there to do
 			_ = conn.Close(c.code, c.why)
 			return
 		default:
@@ -204,9 +216,12 @@ func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEven
 			if err != nil {
 				return
 			}
-		case <-c.gone:
-		case <-ctx.Done():
+		case err := <-inbound:
+			if err == nil {
+				_ = conn.Close(websocket.StatusPolicyViolation, "this stream takes nothing from its clients")
+			}
 			return
+		case <-c.gone:
 		}
 	}
 }

@@ -45,6 +45,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"LargePayloads", large},
 		{"RegistryHeals", registryHeals},
 		{"UnreadableMailIsSetAside", unreadable},
+		{"BellsAndCursorsMended", mended},
 		{"WritesPerMessage", writesPerMessage},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -791,5 +792,66 @@ func writesPerMessage(w *world) {
 	}
 	if got := jerry.store.Writes() + bobby.store.Writes(); got != 3*n {
 		w.Errorf("%d writes for %d questions with answers, want 3 each (jerry %d, bobby %d)", got, n, jerry.store.Writes(), bobby.store.Writes())
+	}
+}
+
+// mended: somebody deletes or spoils a lane's bell and its cursor. What is sent afterwards
+// arrives, once.
+func mended(w *world) {
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	var mu sync.Mutex
+	count := map[string]int{}
+	bobby.serve("bob", func(_ context.Context, m *bus.Incoming) error {
+		mu.Lock()
+		defer mu.Unlock()
+		count[m.Envelope().Text()]++
+		return nil
+	})
+	bell := bus.Root + "inbox/" + w.name("bob") + "/from/" + jerry.Gateway()
+	cursor := bus.Root + "receipts/" + jerry.Gateway() + "/from/" + w.name("bob")
+	admin := w.admin()
+	n := 0
+	send := func() {
+		w.Helper()
+		for range 3 {
+			n++
+			jerry.until(jerry.send(jerry.out("bob", fmt.Sprint(n))).MessageID, acked)
+		}
+	}
+	do := func(ops ...bus.Op) {
+		w.Helper()
+		if _, err := admin.Txn(w.ctx(), ops); err != nil {
+			w.Fatal(err)
+		}
+	}
+	send()
+	for _, spoil := range []bus.Op{
+		{Verb: bus.OpDelete, Key: bell},
+		{Verb: bus.OpSet, Key: bell, Value: []byte("{rubbish")},
+		{Verb: bus.OpDelete, Key: cursor},
+	} {
+		do(spoil)
+		send()
+		// The same with gateways that must read everything again.
+		do(spoil)
+		jerry.stop()
+		bobby.stop()
+		jerry, bobby = w.node("jerry"), w.node("bobby")
+		bobby.serve("bob", func(_ context.Context, m *bus.Incoming) error {
+			mu.Lock()
+			defer mu.Unlock()
+			count[m.Envelope().Text()]++
+			return nil
+		})
+		send()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for i := 1; i <= n; i++ {
+		// Number 18 was the last one when the cursor was deleted and everybody started anew:
+		// with its only receipt gone, nobody can know that it was taken.
+		if c := count[fmt.Sprint(i)]; c != 1 && (i != 18 || c > 2) {
+			w.Errorf("message %d was handled %d times", i, c)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -134,7 +135,7 @@ func TestRequests(t *testing.T) {
 			delete(q.body, "id")
 			got, _ := json.Marshal(q.body)
 			want, _ := json.Marshal(c.want)
-			if string(got) != string(want) {
+			if !bytes.Equal(got, want) {
 				t.Errorf("body\n %s, want\n %s", got, want)
 			}
 		})

@@ -68,7 +68,7 @@ func demoNodes(s demoSettings) ([]*demoNode, error) {
 		if err != nil {
 			return nil, err
 		}
-		n.config = append(config, '\n')
+		n.config = config
 		nodes = append(nodes, n)
 	}
 	return nodes, nil

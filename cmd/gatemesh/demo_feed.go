@@ -66,22 +66,13 @@ func (f *feed) stop() {
 	f.wg.Wait()
 }
 
-// merge puts events in order: by the clock, which all nodes share here, and within a
-// millisecond in the order of a message's life.
+// merge holds events back for a moment and prints them in order.
 func (f *feed) merge(ctx context.Context) {
 	var held []bus.Event
 	flush := time.NewTicker(feedDelay / 3)
 	defer flush.Stop()
 	release := func(until time.Time) {
-		slices.SortStableFunc(held, func(a, b bus.Event) int {
-			if c := a.At.Compare(b.At.Time); c != 0 {
-				return c
-			}
-			if a.MessageID == b.MessageID {
-				return lifeOrder[a.Event] - lifeOrder[b.Event]
-			}
-			return 0
-		})
+		inOrder(held)
 		n := 0
 		for n < len(held) && !held[n].At.After(until) {
 			f.emit(held[n])
@@ -102,9 +93,22 @@ func (f *feed) merge(ctx context.Context) {
 	}
 }
 
-var lifeOrder = map[string]int{
-	bus.EventQueued: 1, bus.EventDelivered: 2, bus.EventFailed: 3, bus.EventRetry: 4, bus.EventAcked: 5,
-	bus.EventDeadLetter: 5, bus.EventReceipt: 6, bus.EventReplied: 7,
+// inOrder sorts events by the clock, which all nodes share here; those of one gateway are
+// in their order already. One thing is not left to the clock: the receiver may wake before the
+// sender hears that its message is in the store, so "queued" goes before what the others
+// tell of that message.
+func inOrder(events []bus.Event) {
+	slices.SortStableFunc(events, func(a, b bus.Event) int { return a.At.Compare(b.At.Time) })
+	for i, ev := range events {
+		if ev.Event != bus.EventQueued {
+			continue
+		}
+		first := slices.IndexFunc(events[:i], func(e bus.Event) bool { return e.MessageID == ev.MessageID })
+		if first >= 0 {
+			copy(events[first+1:i+1], events[first:i])
+			events[first] = ev
+		}
+	}
 }
 
 // show makes the feed print the timeline of a question, counted from start.

@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"net"
+	"os"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,8 +89,12 @@ func checkTimeline(t *testing.T, out string) {
 }
 
 func TestDemoOnce(t *testing.T) {
-	out := must(t, nil, "demo", "--once")
+	tmp := t.TempDir()
+	out := must(t, []string{"TMPDIR=" + tmp}, "demo", "--once")
 	checkTimeline(t, out)
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 	// There is neither Consul nor Nomad: absent, not healthy.
 	if !strings.Contains(out, "Bobby (on bobby-gateway): absent:") {
 		t.Errorf("the answer does not say what is absent:\n%s", out)
@@ -130,6 +139,40 @@ func TestDemoStaysUntilItIsStopped(t *testing.T) {
 			t.Errorf("after the end: status %d", r.code)
 		}
 	}
+}
+
+// TestDemoPort: the three gateways listen where they were told to.
+func TestDemoPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	r := gatemesh(t, nil, "", "demo", "--once", "--port", strconv.Itoa(port))
+	if r.code != exitFailed || !strings.Contains(r.errOut, "in use") {
+		t.Errorf("taken port: status %d, %s", r.code, r.errOut)
+	}
+	oneLine(t, r)
+	_ = l.Close()
+	if out := must(t, nil, "demo", "--once", "--port", strconv.Itoa(port)); !strings.Contains(out, fmt.Sprintf("jerry-gateway http://127.0.0.1:%d ", port)) ||
+		!strings.Contains(out, fmt.Sprintf("billy-gateway http://127.0.0.1:%d ", port+2)) {
+		t.Errorf("%s", out)
+	}
+}
+
+// TestChildrenDieWithTheDemo: a demo that is killed leaves no gateway and no Consul.
+func TestChildrenDieWithTheDemo(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has a death signal")
+	}
+	p := launch(t, []string{"TMPDIR=" + t.TempDir()}, "demo", "--store", "consul")
+	line, _ := p.wait(0, "list agents", "GATEMESH_ADDR=")
+	_, rest, _ := strings.Cut(line, "GATEMESH_ADDR=")
+	addr, _, _ := strings.Cut(rest, " ")
+	p.end(syscall.SIGKILL)
+	until(t, "jerry's gateway is gone", func() bool {
+		return gatemesh(t, []string{"GATEMESH_ADDR=" + addr}, "", "status").code == exitUnavailable
+	})
 }
 
 func TestDemoOnConsul(t *testing.T) {

@@ -71,12 +71,12 @@ acl {
   tokens { initial_management = "` + management + `" }
 }`})
 	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), fmt.Sprintf(`{ mesh: { consul: { address: %q } } }`, c.Addr(0)))
-	found, r := examine(t, nil, "--config", file)
+	found, _ := examine(t, nil, "--config", file)
 	wantFindings(t, found, map[string]string{"consul": statusOK, "consul sessions": statusFail})
 	if !strings.Contains(found["consul sessions"].Fix, "session_prefix") {
 		t.Errorf("fix: %s", found["consul sessions"].Fix)
 	}
-	found, r = examine(t, []string{"CONSUL_HTTP_TOKEN=" + management}, "--config", file)
+	found, r := examine(t, []string{"CONSUL_HTTP_TOKEN=" + management}, "--config", file)
 	wantFindings(t, found, map[string]string{"consul sessions": statusOK, "consul KV": statusOK})
 	if strings.Contains(r.out+r.errOut, management) {
 		t.Error("the token was printed")

@@ -92,3 +92,22 @@ func TestIndent(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestInOrder(t *testing.T) {
+	at := func(ms int) envelope.Time { return envelope.At(time.UnixMilli(int64(ms))) }
+	events := []bus.Event{
+		{Event: bus.EventDelivered, MessageID: "b", Gateway: "two", At: at(5)},
+		{Event: bus.EventAcked, MessageID: "b", Gateway: "two", At: at(5)},
+		{Event: bus.EventQueued, MessageID: "a", Gateway: "one", At: at(1)},
+		{Event: bus.EventReceipt, MessageID: "a", Gateway: "one", At: at(5)},
+		{Event: bus.EventQueued, MessageID: "b", Gateway: "one", At: at(6)},
+	}
+	inOrder(events)
+	var got []string
+	for _, ev := range events {
+		got = append(got, ev.Event+" "+ev.MessageID)
+	}
+	if want := "queued a, queued b, delivered b, acked b, receipt a"; strings.Join(got, ", ") != want {
+		t.Errorf("%s, want %s", strings.Join(got, ", "), want)
+	}
+}

@@ -34,6 +34,8 @@ type Deps struct {
 	Listener net.Listener
 	// FailFast makes Start fail when the store cannot be reached, instead of going on trying.
 	FailFast bool
+	// DrainGrace is how long handlers may go on when the gateway stops. 0: 5 s.
+	DrainGrace time.Duration
 }
 
 // Gateway is one node. Make it with New; it runs once.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -61,7 +62,7 @@ func TestStopHandsOver(t *testing.T) {
 		gates["echo"] = g.factory
 		return gates
 	}
-	one := startNode(t, parseNode(t, "one", nil, "", spec), Deps{Store: s, Runners: with(first)})
+	one := startNode(t, parseNode(t, "one", nil, "", spec), Deps{Store: s, Runners: with(first), DrainGrace: time.Millisecond})
 	two := startNode(t, parseNode(t, "two", nil, "", spec), Deps{Store: s, Runners: with(second)})
 	three := startNode(t, parseNode(t, "three", nil, ""), Deps{Store: s})
 	three.waitAgent("bobby", "one")

@@ -50,7 +50,7 @@ func TestBadInput(t *testing.T) {
 		{"missing file", []string{"send", "--to", "bobby", "--file", filepath.Join(dir, "nope")}, exitUsage, "no such file"},
 		{"two bodies", []string{"send", "--to", "bobby", "--file", empty, "hi"}, exitUsage, "given twice"},
 		{"not JSON", []string{"send", "--to", "bobby", "--json-body", "{a:"}, exitUsage, "not JSON"},
-		{"huge body", []string{"send", "--to", "bobby", "--file", huge}, exitUsage, "256 KiB"},
+		{"huge body", []string{"send", "--to", "bobby", "--file", huge}, exitUsage, "the most a message carries"},
 		{"bad address", []string{"agents", "--addr", "ftp://x"}, exitUsage, "not a URL"},
 		{"bad address 2", []string{"agents", "--addr", "http://user:pw@[x"}, exitUsage, "not a URL"},
 		{"unreachable", []string{"agents", "--addr", nowhere}, exitUnavailable, "connection refused"},

@@ -11,7 +11,7 @@ import (
 
 // feedDelay is how long an event is held back so that one of another gateway that happened
 // before it can still go first: three streams bring them.
-const feedDelay = 30 * time.Millisecond
+const feedDelay = 60 * time.Millisecond
 
 // settleTime bounds the wait for the last events of a question after its answer is here.
 const settleTime = 3 * time.Second

@@ -96,7 +96,7 @@ func TestDemoOnce(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 	// There is neither Consul nor Nomad: absent, not healthy.
-	if !strings.Contains(out, "Bobby (on bobby-gateway): absent:") {
+	if !strings.Contains(out, "Consul: absent") {
 		t.Errorf("the answer does not say what is absent:\n%s", out)
 	}
 }
@@ -185,7 +185,7 @@ func TestDemoOnConsul(t *testing.T) {
 		t.Errorf("no address of the UI:\n%s", r.out)
 	}
 	// Bobby really looked: there is a Consul, and he says so.
-	if strings.Contains(r.out, "absent: no Consul") {
+	if strings.Contains(r.out, "Consul: absent") {
 		t.Errorf("Bobby did not see Consul:\n%s", r.out)
 	}
 }

@@ -60,6 +60,9 @@ func (r *relay) Handle(ctx context.Context, m *bus.Incoming) error {
 		To:         envelope.Address{Agent: c.agent, Gateway: c.gateway},
 		Capability: c.capability,
 		Payload:    envelope.TextPayload(question),
+		// A conversation of its own, the same for all of this one: if the question came round to
+		// us again in this one, it would wait behind the message that waits for its answer.
+		ConversationID: envelope.DerivedID(e.ConversationID, r.spec.ID),
 		// The question is good for nothing once who asked has given up.
 		TTL:    max(time.Until(e.ExpiresAt()), time.Second),
 		Budget: left,

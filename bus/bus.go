@@ -165,7 +165,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		return err
 	}
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
-	if err := b.outbox.prepare(ctx); err == nil {
+	if err = b.outbox.prepare(ctx); err == nil {
 		err = b.registry.beat(ctx)
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -172,7 +173,7 @@ func (o *outbox) prepare(ctx context.Context) error {
 	key := receiptsAboutKey(o.b.cfg.Gateway)
 	value := mustEncode("Receipts for what " + o.b.cfg.Gateway + " sent: from/<agent> holds the cursor of the lane and the newest ones, openclaw/ledger/ the older.")
 	p, err := o.b.store.Get(ctx, key)
-	if err == nil && (p == nil || string(p.Value) != string(value)) {
+	if err == nil && (p == nil || !bytes.Equal(p.Value, value)) {
 		_, err = o.b.store.Txn(ctx, []Op{{Verb: OpSet, Key: key, Value: value}})
 	}
 	if err != nil {

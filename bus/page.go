@@ -77,7 +77,8 @@ func (s *source) headBytes() int {
 // loadSource reads the receiving end of a lane, dedupe memory included.
 func loadSource(ctx context.Context, b *Bus, agent, from string) (*source, error) {
 	s := &source{agent: agent, from: from}
-	return s, s.reload(ctx, b)
+	err := s.reload(ctx, b)
+	return s, err
 }
 
 // reload takes the page over as the store has it.
@@ -148,12 +149,12 @@ func (s *source) rememberLocked(id string, st envelope.State) {
 	s.seen[id] = st
 }
 
-// known returns the state that the receipts have of a message.
-func (s *source) known(id string) (envelope.State, bool) {
+// known reports whether a message has a receipt.
+func (s *source) known(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st, ok := s.seen[id]
-	return st, ok
+	_, ok := s.seen[id]
+	return ok
 }
 
 // commit makes a written page the current one.

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -640,7 +641,7 @@ func (w *writer) which(ctx context.Context, tries []*plan) (*plan, func(int) uin
 		if err != nil {
 			return nil, nil, err
 		}
-		if pair == nil || string(pair.Value) != string(p.ops[p.witness].Value) || pair.ModifyIndex == p.ops[p.witness].Index {
+		if pair == nil || !bytes.Equal(pair.Value, p.ops[p.witness].Value) || pair.ModifyIndex == p.ops[p.witness].Index {
 			continue
 		}
 		// All keys of one transaction have one index.

@@ -100,7 +100,7 @@ func otherMajor(b []byte) error {
 		SchemaVersion string `json:"schema_version"`
 	}
 	if json.Unmarshal(b, &v) != nil {
-		return nil
+		return nil //nolint:nilerr // then the other reason stands
 	}
 	if err := checkVersion(v.SchemaVersion); errors.As(err, new(*VersionError)) {
 		return err

@@ -88,7 +88,7 @@ func (e *Envelope) decodeFast(b []byte) bool {
 		if len(value) == 0 {
 			return false
 		}
-		n := 0 // of value
+		var n int // the value's length
 		switch value[0] {
 		case '"':
 			if n = stringEnd(value, 0) + 1; n > len(value) {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -51,7 +52,7 @@ func (g *Gateway) handler() http.Handler {
 		began := time.Now()
 		defer func() {
 			if p := recover(); p != nil {
-				if p == http.ErrAbortHandler {
+				if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 					panic(p)
 				}
 				g.log.Error("panic in the API", "method", r.Method, "route", r.Pattern, "panic", p, "stack", string(debug.Stack()))

@@ -89,11 +89,12 @@ func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
 	dec.DisallowUnknownFields()
 	err := dec.Decode(into)
 	if err == nil {
-		if _, more := dec.Token(); more == io.EOF {
+		switch _, more := dec.Token(); more {
+		case io.EOF:
 			return nil
-		} else if more == nil {
+		case nil:
 			return badRequest("", "there is something behind the JSON object")
-		} else {
+		default:
 			err = more
 		}
 	}

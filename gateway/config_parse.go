@@ -73,6 +73,7 @@ type Warning struct {
 // OriginKind says where a value came from.
 type OriginKind string
 
+// The origins of a value: our default, the file, the environment, a flag.
 const (
 	OriginDefault OriginKind = "default"
 	OriginFile    OriginKind = "file"

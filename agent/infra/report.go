@@ -203,30 +203,30 @@ func withErrors(line string, status Status, errs []string) string {
 	return line + " [" + newList(errs, 3).String() + "]"
 }
 
-func (c ConsulReport) line() string {
-	switch c.Status {
+func (r ConsulReport) line() string {
+	switch r.Status {
 	case StatusAbsent:
-		return absentWords(c.Address)
+		return absentWords(r.Address)
 	case StatusUnreachable:
-		return unreachableWords(c.Address, c.Errors)
+		return unreachableWords(r.Address, r.Errors)
 	}
-	s := fmt.Sprintf("%s, %s", plural(c.Members, "member"), plural(c.Services, "service"))
-	if c.Status == StatusForbidden {
+	s := fmt.Sprintf("%s, %s", plural(r.Members, "member"), plural(r.Services, "service"))
+	if r.Status == StatusForbidden {
 		s = "forbidden to this token in part; saw " + s
 	}
 	return s
 }
 
-func (n NomadReport) line() string {
-	switch n.Status {
+func (r NomadReport) line() string {
+	switch r.Status {
 	case StatusAbsent:
-		return absentWords(n.Address)
+		return absentWords(r.Address)
 	case StatusUnreachable:
-		return unreachableWords(n.Address, n.Errors)
+		return unreachableWords(r.Address, r.Errors)
 	}
-	s := fmt.Sprintf("%d of %s ready, %s, %s running", n.ReadyNodes, plural(n.Nodes, "node"),
-		plural(n.Jobs, "job"), plural(n.RunningAllocations, "allocation"))
-	if n.Status == StatusForbidden {
+	s := fmt.Sprintf("%d of %s ready, %s, %s running", r.ReadyNodes, plural(r.Nodes, "node"),
+		plural(r.Jobs, "job"), plural(r.RunningAllocations, "allocation"))
+	if r.Status == StatusForbidden {
 		s = "forbidden to this token in part; saw " + s
 	}
 	return s

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"runtime"
@@ -276,7 +277,7 @@ func (b *batch) endSession(id string) error {
 	prefix := lockPrefix(id)
 	var keys []string
 	c := b.locks.Cursor()
-	for k, _ := c.Seek(prefix); len(k) > len(prefix) && string(k[:len(prefix)]) == string(prefix); k, _ = c.Next() {
+	for k, _ := c.Seek(prefix); len(k) > len(prefix) && bytes.HasPrefix(k, prefix); k, _ = c.Next() {
 		keys = append(keys, string(k[len(prefix):]))
 	}
 	for _, key := range keys {

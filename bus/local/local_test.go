@@ -110,10 +110,10 @@ func TestOpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		foreign:                        "not a store file",
-		newer:                          "use the build that wrote it",
-		dir:                            dir,
-		filepath.Join(foreign, "in/x"): "create store directory",
+		foreign:                           "not a store file",
+		newer:                             "use the build that wrote it",
+		dir:                               dir,
+		filepath.Join(foreign, "in", "x"): "create store directory",
 	} {
 		if s, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Open(%s): %v, want %q", path, err, want)

@@ -37,7 +37,7 @@ class Refused extends Error {
 
 async function api(path, options = {}) {
   const headers = { ...options.headers };
-  if (token) headers.Authorization = "Bearer " + token;
+  if (token) headers.Authorization = "Bearer " + utf8(token);
   const r = await fetch(path, { ...options, headers, cache: "no-store" });
   const body = await r.json().catch(() => ({}));
   if (!r.ok) throw new Refused(r.status, body.error || {});
@@ -123,9 +123,11 @@ function listen() {
   };
 }
 
+// utf8 is s with one character for each byte: a header carries nothing else.
+const utf8 = (s) => String.fromCharCode(...new TextEncoder().encode(s));
+
 function base64url(s) {
-  const bytes = String.fromCharCode(...new TextEncoder().encode(s));
-  return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return btoa(utf8(s)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
 // --- gateways, agents, inboxes ---
@@ -196,10 +198,11 @@ function agentChoice(agents) {
   else if (agents.some((a) => a.agent === "jerry")) select.value = "jerry";
 }
 
+// inboxes shows the agents'; a gateway's own, which takes answers, only when something lies in it.
 function inboxes(list, gateways) {
-  $("inboxes").replaceChildren(...list.map((i) => el("tr", "",
-    el("td", "", i.agent, gateways.has(i.agent) ? el("span", "dim", " (answers)") : ""),
-    el("td", i.owner ? "" : "bad", i.owner || "nobody"),
+  const shown = list.filter((i) => !gateways.has(i.agent) || i.waiting || i.pending || i.dead_letters);
+  $("inboxes").replaceChildren(...shown.map((i) => el("tr", "",
+    el("td", "", i.agent, el("span", "dim " + (i.owner ? "" : "bad"), i.owner ? "taken by " + i.owner : "nobody takes it")),
     el("td", "num" + (i.waiting ? " warn" : ""), String(i.waiting)),
     el("td", "num", String(i.pending)),
     el("td", "num" + (i.dead_letters ? " bad" : ""), String(i.dead_letters)))));

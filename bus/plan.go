@@ -1,0 +1,280 @@
+package bus
+
+import (
+	"context"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// plan is one try at writing a batch.
+type plan struct {
+	units   []*unit
+	ops     []Op
+	session string
+	lanes   []laneWrite
+	pages   []pageWrite
+	owners  map[*inbox]int // the check of its lock
+	pending []pendingWrite
+	// resolved counts the items of entries that this plan takes; freed the slots it deletes.
+	resolved map[*laneEntry]int
+	freed    map[*lane]int
+	// witness is an op whose key shows whether the plan was applied.
+	witness int
+}
+
+type laneWrite struct {
+	// big is an entry that is put into its slot before the transaction that names it.
+	big    []byte
+	lane   *lane
+	op     int
+	seq    uint64
+	count  uint64
+	inline []byte
+	slots  []uint64 // written
+}
+
+type pageWrite struct {
+	src    *source
+	op     int
+	next   page
+	cursor int // entries of src that are behind the cursor now
+}
+
+type pendingWrite struct {
+	op int
+	pendingOp
+}
+
+// build lays a batch out as one transaction. It changes nothing but to load lanes.
+func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
+	p := &plan{units: batch, owners: map[*inbox]int{}, resolved: map[*laneEntry]int{}, freed: map[*lane]int{}, witness: -1, session: w.b.session.id()}
+	p.add(Op{Verb: OpCheckSession, Key: gatewayLockKey(w.b.cfg.Gateway), Session: p.session})
+	now := envelope.At(time.Now())
+
+	var order []string
+	byLane := map[string][][]byte{}
+	var sources []*source
+	bySource := map[*source][]receipt{}
+	touch := func(s *source) {
+		if _, ok := bySource[s]; !ok {
+			bySource[s] = nil
+			sources = append(sources, s)
+		}
+	}
+	for _, u := range batch {
+		for i, e := range u.sends {
+			if _, ok := byLane[e.TargetAgent]; !ok {
+				order = append(order, e.TargetAgent)
+			}
+			byLane[e.TargetAgent] = append(byLane[e.TargetAgent], u.items[i])
+		}
+		if u.owner != nil {
+			if _, ok := p.owners[u.owner]; !ok {
+				p.owners[u.owner] = p.add(Op{Verb: OpCheckSession, Key: agentLockKey(u.owner.spec.ID), Session: p.session})
+			}
+		}
+		for _, j := range u.taken {
+			if j.entry != nil {
+				p.resolved[j.entry]++
+				touch(j.src)
+			}
+		}
+		for _, r := range u.receipts {
+			touch(r.src)
+			bySource[r.src] = joinReceipt(bySource[r.src], r.receipt)
+		}
+	}
+	for _, to := range order {
+		l, err := w.laneTo(ctx, to)
+		if err != nil {
+			return nil, err
+		}
+		p.appendLane(w.b.cfg.Gateway, l, byLane[to], now)
+	}
+	for _, s := range sources {
+		p.appendPage(s, bySource[s])
+	}
+	for _, u := range batch {
+		for _, po := range u.pending {
+			var op int
+			if po.value == nil {
+				op = p.add(Op{Verb: OpDeleteCAS, Key: po.key, Index: *po.at})
+			} else {
+				op = p.add(Op{Verb: OpCAS, Key: po.key, Value: po.value, Index: *po.at})
+				p.witnessed(op)
+			}
+			p.pending = append(p.pending, pendingWrite{op, po})
+		}
+		for _, x := range u.extra {
+			p.add(x)
+		}
+	}
+	w.cleanup(p)
+	return p, nil
+}
+
+func (p *plan) add(o Op) int {
+	p.ops = append(p.ops, o)
+	return len(p.ops) - 1
+}
+
+func (p *plan) witnessed(op int) {
+	if p.witness < 0 {
+		p.witness = op
+	}
+}
+
+func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
+	if l := w.lanes[to]; l != nil {
+		return l, nil
+	}
+	l, err := w.loadLane(ctx, to, w.used[to])
+	if err != nil {
+		return nil, err
+	}
+	w.lanes[to] = l
+	return l, nil
+}
+
+// appendLane puts items into a lane as one entry: inside the bell when the receiver has
+// taken all before it, else into a slot of its own.
+func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time) {
+	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items))}
+	e := encodeEntry(lw.seq, lw.count, now, items)
+	var value []byte
+	if l.cursor.Load() >= l.seq && len(e) <= bellInline {
+		lw.inline = e
+		value = encodeBell(lw.seq, lw.count, e)
+	} else {
+		if l.inline != nil && l.cursor.Load() < l.seq {
+			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
+			lw.slots = append(lw.slots, l.seq)
+		}
+		if len(e) > bigEntry {
+			lw.big = e
+		} else {
+			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
+		}
+		lw.slots = append(lw.slots, lw.seq)
+		value = encodeBell(lw.seq, lw.count, nil)
+	}
+	lw.op = p.add(Op{Verb: OpCAS, Key: bellKey(l.to, gw), Value: value, Index: l.index})
+	p.witnessed(lw.op)
+	p.lanes = append(p.lanes, lw)
+}
+
+// appendPage adds receipts to a lane's page and moves its cursor over the entries that this
+// batch completes.
+func (p *plan) appendPage(s *source, receipts []receipt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, done := s.page, 0
+	for _, e := range s.entries {
+		if e.open-p.resolved[e] > 0 {
+			break
+		}
+		next.cursor, next.count = e.seq, e.count
+		done++
+	}
+	if len(receipts) == 0 && done == 0 {
+		return // part of an entry went to records of its own; the cursor waits for the rest
+	}
+	if len(receipts) > 0 && next.messages >= headReceipts {
+		p.add(Op{Verb: OpSet, Key: ledgerKey(s.from, s.agent, next.number), Value: next.value})
+		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
+		next.number++
+		next.receipts, next.messages = nil, 0
+		for total := next.ledgerMessages(); len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; {
+			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
+			total -= next.ledger[0].messages
+			next.ledger = next.ledger[1:]
+		}
+	}
+	next.receipts = next.receipts[:len(next.receipts):len(next.receipts)]
+	for _, r := range receipts {
+		next.receipts = append(next.receipts, mustEncode(r))
+		next.messages += len(r.IDs)
+	}
+	next.value = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
+	p.witnessed(op)
+	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
+}
+
+// joinReceipt adds a receipt to a list, to the last one's messages if it says the same.
+func joinReceipt(list []receipt, r receipt) []receipt {
+	if n := len(list); n > 0 && list[n-1].joins(r) {
+		list[n-1].IDs = append(list[n-1].IDs[:len(list[n-1].IDs):len(list[n-1].IDs)], r.IDs...)
+		return list
+	}
+	return append(list, r)
+}
+
+// cleanup deletes taken slots with the operations that are left over: of the lanes that
+// are written anyway, and of those that a unit asks to sweep.
+func (w *writer) cleanup(p *plan) {
+	free := w.b.store.Limits().Ops - len(p.ops)
+	sweep := func(l *lane) {
+		if p.freed[l] > 0 {
+			return
+		}
+		cur := l.cursor.Load()
+		for _, n := range l.slots {
+			if free <= 0 || n > cur {
+				break
+			}
+			p.add(Op{Verb: OpDelete, Key: slotKey(w.b.cfg.Gateway, l.to, n)})
+			p.freed[l]++
+			free--
+		}
+	}
+	for _, lw := range p.lanes {
+		sweep(lw.lane)
+	}
+	for _, u := range p.units {
+		if l := w.lanes[u.sweep]; l != nil {
+			sweep(l)
+		}
+	}
+}
+
+// applied moves the writer's picture of the store to what the plan wrote.
+func (w *writer) applied(p *plan, index func(op int) uint64) {
+	for _, lw := range p.lanes {
+		l := lw.lane
+		l.index, l.value = index(lw.op), p.ops[lw.op].Value
+		l.seq, l.count, l.inline = lw.seq, lw.count, lw.inline
+	}
+	for l, n := range p.freed {
+		l.slots = l.slots[n:]
+	}
+	for _, lw := range p.lanes {
+		lw.lane.slots = append(lw.lane.slots[:len(lw.lane.slots):len(lw.lane.slots)], lw.slots...)
+		lw.lane.waiting.Store(int64(len(lw.lane.slots)))
+	}
+	for l := range p.freed {
+		l.waiting.Store(int64(len(l.slots)))
+	}
+	for e, n := range p.resolved {
+		e.src.mu.Lock()
+		e.open -= n
+		e.src.mu.Unlock()
+	}
+	for _, pw := range p.pages {
+		pw.src.commit(pw, index(pw.op))
+	}
+	for _, po := range p.pending {
+		if po.value == nil {
+			*po.at = 0
+		} else {
+			*po.at = index(po.op)
+		}
+	}
+	for _, u := range p.units {
+		for _, r := range u.receipts {
+			r.src.remember(r.IDs[0], r.State)
+		}
+		u.finish(nil)
+	}
+}

@@ -248,7 +248,18 @@ func (b *Bus) Stop(ctx context.Context) error {
 		err = fmt.Errorf("stop bus: end session (it ends by itself within its TTL): %w", cerr)
 	}
 	b.kill()
-	b.wg.Wait()
+	over := make(chan struct{})
+	go func() {
+		b.wg.Wait()
+		close(over)
+	}()
+	select {
+	case <-over:
+	case <-ctx.Done():
+		if err == nil {
+			err = fmt.Errorf("stop bus: %w", ctx.Err())
+		}
+	}
 	return err
 }
 
@@ -262,6 +273,7 @@ func (b *Bus) storeDown(err error) {
 
 func (b *Bus) storeUp() {
 	if b.down.Load() && b.down.Swap(false) {
+		b.session.verify() // it may have ended meanwhile
 		b.emit(Event{Event: EventStoreUp, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway})
 	}
 }

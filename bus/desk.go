@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
@@ -35,7 +36,7 @@ func (b *Bus) gotReply(reply *envelope.Sealed) {
 	ev.MessageID, ev.InReplyTo = reply.InReplyTo, ""
 	ev.Text = reply.Text()
 	if len(ev.Text) > maxEventText {
-		ev.Text = ev.Text[:maxEventText]
+		ev.Text = strings.ToValidUTF8(ev.Text[:maxEventText], "") + "..."
 	}
 	if q := b.tracks.envelope(reply.InReplyTo); q != nil {
 		ev.Millis = float64(time.Since(q.CreatedAt.Time).Microseconds()) / 1000

@@ -65,7 +65,12 @@ func (el *elector) kick() {
 func (el *elector) serve(spec AgentSpec, h Handler) {
 	el.mu.Lock()
 	el.serves[spec.ID] = served{spec: spec, handler: h}
+	term := el.terms[spec.ID]
 	el.mu.Unlock()
+	if term != nil {
+		term.described.Store(&spec) // what it says of itself changes now, the rest with the next term
+		el.b.registry.kick()
+	}
 	el.kick()
 }
 
@@ -220,7 +225,7 @@ func (el *elector) owned() []AgentSpec {
 	var list []AgentSpec
 	for _, t := range el.terms {
 		if t.ctx.Err() == nil {
-			list = append(list, t.spec)
+			list = append(list, *t.described.Load())
 		}
 	}
 	return list
@@ -281,7 +286,12 @@ func (ib *inbox) handover(ctx context.Context) {
 	// What the last handlers handed to the writer is ahead of this in its queue.
 	flushed := make(chan error, 1)
 	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: []Op{{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}}, done: func(err error) { flushed <- err }})
-	err := <-flushed
+	var err error
+	select {
+	case err = <-flushed:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
 	ib.cancel(ErrStopped)
 	if err != nil {
 		ib.b.log.Warn("cannot release an inbox; its lock ends with the session", "agent", ib.spec.ID, "error", err)

@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -67,6 +68,8 @@ type inbox struct {
 	b       *Bus
 	spec    AgentSpec
 	handler Handler
+	// described is the spec as the registry shows it.
+	described atomic.Pointer[AgentSpec]
 	// term is the fencing token: the lock's ModifyIndex when it was taken.
 	term uint64
 	// session is the one that holds the lock.
@@ -111,6 +114,7 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
+	ib.described.Store(&spec)
 	ib.ctx, ib.cancel = context.WithCancelCause(b.life)
 	ib.work, ib.stop = context.WithCancel(ib.ctx)
 	ib.intake, ib.stopIn = context.WithCancel(ib.work)

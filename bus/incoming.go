@@ -119,12 +119,16 @@ func (m *Incoming) inherit(out *Outgoing, step string) {
 // Ask sends a question at once and waits for its answer. The question and the record that
 // it was asked are one transaction: when the handler runs again, on this gateway or
 // another, the same Ask gives the answer that came, or goes on waiting, and never asks
-// twice. Errors: *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
+// twice. Unless out names one, the conversation is one of this agent's own within the message's. Errors: *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
 // first), [ErrUnknownAgent], or the store's.
 func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, error) {
 	j := m.j
 	ib := j.ib
 	m.asks++
+	if out.ConversationID == "" {
+		// Not this message's own: an agent that is asked in a circle would wait for itself.
+		out.ConversationID = envelope.DerivedID(j.env.ConversationID, ib.spec.ID)
+	}
 	m.inherit(&out, fmt.Sprintf("ask/%d", m.asks))
 	out.ReplyTo = ib.spec.ID
 	j.mu.Lock()
@@ -147,6 +151,8 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 			return nil, err
 		}
 	}
+	ib.b.tracks.hold(out.ID, 1)
+	defer ib.b.tracks.hold(out.ID, -1)
 	for {
 		j.mu.Lock()
 		ans := j.answers[out.ID]

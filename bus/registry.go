@@ -364,7 +364,7 @@ func (b *Bus) checkTarget(ctx context.Context, to envelope.Address) error {
 		return fmt.Errorf("look for agent %s: %w", to.Agent, err)
 	}
 	if p == nil {
-		return fmt.Errorf("%w %q: no gateway has ever served it (gatemesh agents lists them)", ErrUnknownAgent, to.Agent)
+		return fmt.Errorf("%w %q: no gateway has ever served it", ErrUnknownAgent, to.Agent)
 	}
 	return nil
 }

@@ -91,10 +91,15 @@ func (s *session) set(id string, until time.Time) {
 // suspect asks for the session to be verified at once: the store refused id.
 func (s *session) suspect(id string) {
 	if s.id() == id {
-		select {
-		case s.kick <- struct{}{}:
-		default:
-		}
+		s.verify()
+	}
+}
+
+// verify asks for a renewal now.
+func (s *session) verify() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
 	}
 }
 

@@ -405,3 +405,72 @@ func TestResultsAreDropped(t *testing.T) {
 		b.stop(g)
 	})
 }
+
+// An agent that is asked by whom it asks, within one conversation, answers.
+func TestAskInACircle(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		g := b.gateway("jerry", nil)
+		ask := func(ctx context.Context, m *bus.Incoming, to, body string) error {
+			a, err := m.Ask(ctx, bus.Outgoing{To: envelope.Address{Agent: to}, Payload: envelope.TextPayload(body)})
+			if err != nil {
+				return err
+			}
+			return m.Reply(a.Payload)
+		}
+		b.serve(g, bus.AgentSpec{ID: "one"}, func(ctx context.Context, m *bus.Incoming) error {
+			if m.Envelope().Text() == "back" {
+				return m.Reply(envelope.TextPayload("done"))
+			}
+			return ask(ctx, m, "two", "x")
+		})
+		b.serve(g, bus.AgentSpec{ID: "two"}, func(ctx context.Context, m *bus.Incoming) error { return ask(ctx, m, "one", "back") })
+		s, err := g.AskAPI(b.Context(), bus.Outgoing{To: envelope.Address{Agent: "one"}, From: "user", Payload: envelope.TextPayload("start")})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.pass(time.Second)
+		tr, _, _ := g.Track(s.MessageID)
+		if !tr.Facts.Replied || tr.Reply.Text() != "done" {
+			b.Errorf("%+v", tr.Facts)
+		}
+		b.stop(g)
+	})
+}
+
+// Who waits for a message is told, however many others come meanwhile.
+func TestWaitersAreNotForgotten(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		g := b.gateway("jerry", nil)
+		release := make(chan struct{})
+		b.serve(g, bus.AgentSpec{ID: "bob", MaxConcurrent: 100}, func(ctx context.Context, m *bus.Incoming) error {
+			if m.Envelope().Text() == "slow" {
+				<-release
+			}
+			return nil
+		})
+		id := b.send(g, "bob", "slow", nil)
+		got := make(chan error, 1)
+		go func() {
+			_, err := g.Await(b.Context(), id, func(t bus.Track) bool { return t.Facts.Acked })
+			got <- err
+		}()
+		synctest.Wait()
+		for range 50 {
+			var wg sync.WaitGroup
+			for range 100 {
+				wg.Go(func() { b.send(g, "bob", "quick", nil) })
+			}
+			wg.Wait()
+		}
+		close(release)
+		select {
+		case err := <-got:
+			if err != nil {
+				b.Error(err)
+			}
+		case <-time.After(time.Minute):
+			b.Error("not told")
+		}
+		b.stop(g)
+	})
+}

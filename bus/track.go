@@ -64,6 +64,8 @@ type trackEntry struct {
 	Track
 	// changed is closed and replaced at every change; it carries wake-ups, not facts.
 	changed chan struct{}
+	// waiters keep it from being forgotten.
+	waiters int
 }
 
 func newTracks() *tracks { return &tracks{byID: make(map[string]*trackEntry)} }
@@ -71,8 +73,16 @@ func newTracks() *tracks { return &tracks{byID: make(map[string]*trackEntry)} }
 func (t *tracks) entryLocked(id string) *trackEntry {
 	e := t.byID[id]
 	if e == nil {
-		if old := t.ring[t.next]; old != "" {
-			delete(t.byID, old)
+		// Somebody waits for some of them: those stay, as long as there are others.
+		for range maxTracks {
+			if old := t.byID[t.ring[t.next]]; old == nil || old.waiters == 0 {
+				break
+			}
+			t.next = (t.next + 1) % maxTracks
+		}
+		if old := t.byID[t.ring[t.next]]; old != nil {
+			old.wakeLocked()
+			delete(t.byID, t.ring[t.next])
 		}
 		t.ring[t.next] = id
 		t.next = (t.next + 1) % maxTracks
@@ -149,6 +159,15 @@ func (t *tracks) envelope(id string) *envelope.Sealed {
 	return nil
 }
 
+// hold adds to the number of those who wait for a message.
+func (t *tracks) hold(id string, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.byID[id]; e != nil {
+		e.waiters += n
+	}
+}
+
 // get returns a copy and a channel that is closed at the next change.
 func (t *tracks) get(id string) (Track, <-chan struct{}, bool) {
 	t.mu.Lock()
@@ -167,6 +186,8 @@ func (t *tracks) get(id string) (Track, <-chan struct{}, bool) {
 
 // wait returns when done says so of the message, or with what is known when ctx ends.
 func (t *tracks) wait(ctx context.Context, id string, done func(Track) bool) (Track, error) {
+	t.hold(id, 1)
+	defer t.hold(id, -1)
 	for {
 		tr, changed, ok := t.get(id)
 		if !ok {

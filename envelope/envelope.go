@@ -96,11 +96,18 @@ func (e *Envelope) ExpiresAt() time.Time { return e.CreatedAt.Add(e.TTL.Duration
 // Text is the payload as a person reads it: a JSON string unquoted, else the JSON.
 func (e *Envelope) Text() string { return PayloadText(e.Payload) }
 
-// PayloadText renders a payload for people: a JSON string unquoted, other JSON as it is.
+// PayloadText renders a payload for people: a JSON string unquoted, of an object its "text" if it
+// has one, other JSON as it is.
 func PayloadText(p json.RawMessage) string {
 	var s string
 	if len(p) > 0 && p[0] == '"' && json.Unmarshal(p, &s) == nil {
 		return s
+	}
+	var o struct {
+		Text *string `json:"text"`
+	}
+	if len(p) > 0 && p[0] == '{' && json.Unmarshal(p, &o) == nil && o.Text != nil {
+		return *o.Text
 	}
 	return string(p)
 }

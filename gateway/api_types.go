@@ -148,7 +148,7 @@ type InboxesResponse struct {
 }
 
 // StreamEvent is one frame of /v1/events. Seq counts this gateway's events since it
-// started, from 1, without gaps: a client that sees one has lost something.
+// started, from 1; without ?message= there are no gaps.
 type StreamEvent struct {
 	Seq uint64 `json:"seq"`
 	bus.Event

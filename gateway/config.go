@@ -56,7 +56,7 @@ type MeshConfig struct {
 	HeartbeatInterval time.Duration `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
 	SessionTTL        time.Duration `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
 	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
-	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" doc:"Longest life a sender may ask for."`
+	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
 	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
 	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"128KiB" min:"1KiB" max:"128KiB" doc:"Largest payload of a message."`
 	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`

@@ -10,8 +10,8 @@ import (
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
-// version is set by the release build (-ldflags "-X main.version=v1.2.3").
-var version = ""
+// version and commit are set by `make build` (-ldflags "-X main.version=v1.2.3").
+var version, commit string
 
 // versionInfo is what "version --json" prints.
 type versionInfo struct {
@@ -23,18 +23,18 @@ type versionInfo struct {
 }
 
 func buildVersion() versionInfo {
-	v := versionInfo{Version: version, Schema: envelope.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	v := versionInfo{Version: version, Revision: commit, Schema: envelope.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		dirty := ""
 		for _, s := range info.Settings {
 			switch {
-			case s.Key == "vcs.revision":
+			case s.Key == "vcs.revision" && v.Revision == "":
 				v.Revision = s.Value[:min(12, len(s.Value))]
 			case s.Key == "vcs.modified" && s.Value == "true":
 				dirty = "+dirty"
 			}
 		}
-		if v.Revision != "" {
+		if commit == "" && v.Revision != "" {
 			v.Revision += dirty
 		}
 		if v.Version == "" && info.Main.Version != "(devel)" {

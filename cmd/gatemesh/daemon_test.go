@@ -32,12 +32,21 @@ func startDaemon(t *testing.T, file string) (*proc, []string) {
 	return p, []string{"GATEMESH_ADDR=" + up.URL, "GATEMESH_TOKEN=the-token-of-this-test"}
 }
 
+// served waits until an agent has its owner: a little after the gateway is up.
+func served(t *testing.T, env []string, agent string) {
+	t.Helper()
+	until(t, agent+" has its owner", func() bool {
+		return strings.Contains(must(t, env, "agents"), agent+"\tnode-gateway\tactive")
+	})
+}
+
 func TestGatewayServesAndDrains(t *testing.T) {
 	dir := t.TempDir()
 	store := fmt.Sprintf("store: 'local', dataDir: %q", filepath.Join(dir, "data"))
 	file := writeFile(t, filepath.Join(dir, "openclaw.json"), daemonConfig(store, "info"))
 	p, env := startDaemon(t, file)
 
+	served(t, env, "echo")
 	if out := must(t, env, "ask", "--to", "echo", "hello there"); out != "hello there\n" {
 		t.Errorf("answer %q", out)
 	}
@@ -62,9 +71,7 @@ func TestGatewayServesAndDrains(t *testing.T) {
 
 	// What was there is there again.
 	p, env = startDaemon(t, file)
-	if out := must(t, env, "agents"); !strings.Contains(out, "echo\tnode-gateway\tactive") {
-		t.Errorf("agents after a restart:\n%s", out)
-	}
+	served(t, env, "echo")
 	if code := p.end(syscall.SIGINT); code != exitOK {
 		t.Errorf("status %d", code)
 	}
@@ -76,6 +83,7 @@ func TestGatewayDrainsWork(t *testing.T) {
 	store := fmt.Sprintf("store: 'local', dataDir: %q", filepath.Join(dir, "data"))
 	file := writeFile(t, filepath.Join(dir, "openclaw.json"), daemonConfig(store, "info"))
 	p, env := startDaemon(t, file)
+	served(t, env, "relay")
 	var ids []string
 	for range 5 {
 		id := envelope.NewID()

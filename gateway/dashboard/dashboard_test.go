@@ -20,7 +20,7 @@ func TestFiles(t *testing.T) {
 		"/": "text/html", "/dashboard/": "text/html", "/dashboard/app.js": "text/javascript", "/dashboard/style.css": "text/css",
 	} {
 		r := get(t, path)
-		if r.StatusCode != 200 || !strings.HasPrefix(r.Header.Get("Content-Type"), kind) {
+		if r.StatusCode != http.StatusOK || !strings.HasPrefix(r.Header.Get("Content-Type"), kind) {
 			t.Errorf("%s: %d %s", path, r.StatusCode, r.Header.Get("Content-Type"))
 		}
 		if csp := r.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") {
@@ -28,7 +28,7 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/dashboard/dashboard.go", "/dashboard/nothing", "/dashboard/../../etc/passwd", "/dashboard/index.html/.."} {
-		if r := get(t, path); r.StatusCode != 404 {
+		if r := get(t, path); r.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: %d", path, r.StatusCode)
 		}
 	}

@@ -56,7 +56,11 @@ func (d *demo) startConsul(ctx context.Context) error {
 			return err
 		}
 	}
-	d.p.printf("three gateway processes, each with a Consul server of its own choice\n")
+	how := "each on a Consul server of its own"
+	if d.opt.existing {
+		how = "all on that Consul"
+	}
+	d.p.printf("three gateway processes, %s\n", how)
 	release()
 	return d.startChildren(ports, servers)
 }

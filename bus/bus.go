@@ -148,8 +148,8 @@ func (b *Bus) Serve(spec AgentSpec, h Handler) error {
 	return nil
 }
 
-// Start takes the gateway's name in the store, registers it and begins to work. It
-// returns when the session is open; inboxes follow. On an error nothing runs.
+// Start takes the gateway's name in the store and the free inboxes for which it is the first choice,
+// registers both and begins to work. On an error nothing runs.
 func (b *Bus) Start(ctx context.Context) (err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -166,9 +166,13 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	}
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
 	if err = b.outbox.prepare(ctx); err == nil {
+		err = b.elector.prime(ctx)
+	}
+	if err == nil {
 		err = b.registry.beat(ctx)
 	}
 	if err != nil {
+		b.elector.deposeAll(ErrStopped)
 		_ = b.session.close(context.WithoutCancel(ctx))
 		b.kill()
 		return err

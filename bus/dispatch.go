@@ -149,7 +149,7 @@ func (j *job) handle() {
 			j.acked(m)
 			return
 		}
-		if ib.work.Err() != nil && errors.Is(err, context.Canceled) {
+		if ib.work.Err() != nil && errors.Is(err, context.Canceled) || ib.intake.Err() != nil && errors.Is(err, ErrHandover) {
 			j.handover()
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -74,6 +75,35 @@ func (el *elector) serve(spec AgentSpec, h Handler) {
 	el.kick()
 }
 
+// prime takes the inboxes that are free now, so that the agents of a fresh node are there
+// when Start returns.
+func (el *elector) prime(ctx context.Context) error {
+	pairs, err := el.b.store.List(ctx, ownersPrefix)
+	if err != nil {
+		return fmt.Errorf("read owners: %w", err)
+	}
+	el.see(pairs)
+	el.reconcile(ctx)
+	return nil
+}
+
+// see takes in a picture of all locks.
+func (el *elector) see(pairs []Pair) {
+	owners := map[string]Owner{}
+	for _, p := range pairs {
+		agent, ok := strings.CutPrefix(p.Key, agentOwners)
+		if !ok || p.Session == "" {
+			continue
+		}
+		var v ownerLock
+		_ = json.Unmarshal(p.Value, &v)
+		owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
+	}
+	el.mu.Lock()
+	el.owners = owners
+	el.mu.Unlock()
+}
+
 // run follows the locks until ctx ends.
 func (el *elector) run(ctx context.Context) {
 	var wg sync.WaitGroup
@@ -82,19 +112,7 @@ func (el *elector) run(ctx context.Context) {
 	go func() {
 		defer wg.Done()
 		el.b.watchForever(ctx, ownersPrefix, func(pairs []Pair) error {
-			owners := map[string]Owner{}
-			for _, p := range pairs {
-				if len(p.Key) <= len(agentOwners) || p.Key[:len(agentOwners)] != agentOwners || p.Session == "" {
-					continue
-				}
-				var v ownerLock
-				_ = json.Unmarshal(p.Value, &v)
-				agent := p.Key[len(agentOwners):]
-				owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
-			}
-			el.mu.Lock()
-			el.owners = owners
-			el.mu.Unlock()
+			el.see(pairs)
 			el.kick()
 			return nil
 		})
@@ -196,6 +214,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 	if el.closed {
 		el.mu.Unlock()
 		ib.cancel(ErrStopped)
+		ib.wg.Done()
 		return nil
 	}
 	el.terms[s.spec.ID] = ib

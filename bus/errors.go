@@ -21,6 +21,9 @@ var (
 	ErrDeposed = errors.New("no longer the owner")
 	// ErrReplaced: another process runs under this gateway's name.
 	ErrReplaced = errors.New("another process took over this gateway's name")
+	// ErrHandover: an Ask ended because this gateway stops. A handler returns it as it is: the message
+	// goes to the next owner, where the same Ask goes on.
+	ErrHandover = errors.New("handed over: the gateway stops")
 	// ErrNotFound: no trace of the message.
 	ErrNotFound = errors.New("message not found")
 )

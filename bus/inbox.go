@@ -119,11 +119,11 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 	ib.work, ib.stop = context.WithCancel(ib.ctx)
 	ib.intake, ib.stopIn = context.WithCancel(ib.work)
 	ib.overClose = make(chan struct{})
+	ib.wg.Add(1) // for start, before anybody can wait
 	return ib
 }
 
 func (ib *inbox) start() {
-	ib.wg.Add(1)
 	go func() {
 		defer ib.wg.Done()
 		if err := ib.run(); err != nil && ib.intake.Err() == nil {

@@ -119,7 +119,7 @@ func (m *Incoming) inherit(out *Outgoing, step string) {
 // Ask sends a question at once and waits for its answer. The question and the record that
 // it was asked are one transaction: when the handler runs again, on this gateway or
 // another, the same Ask gives the answer that came, or goes on waiting, and never asks
-// twice. Unless out names one, the conversation is one of this agent's own within the message's. Errors: *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
+// twice; so when the gateway stops, it ends at once with [ErrHandover]. Unless out names one, the conversation is one of this agent's own within the message's. Errors: *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
 // first), [ErrUnknownAgent], or the store's.
 func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, error) {
 	j := m.j
@@ -171,6 +171,8 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 		select {
 		case <-answered:
 		case <-changed:
+		case <-ib.intake.Done():
+			return nil, ErrHandover
 		case <-ctx.Done():
 			return nil, &NoAnswerError{MessageID: out.ID, Agent: out.To.Agent, Facts: tr.Facts, Cause: ctx.Err()}
 		}

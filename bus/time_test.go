@@ -474,3 +474,56 @@ func TestWaitersAreNotForgotten(t *testing.T) {
 		b.stop(g)
 	})
 }
+
+// When a gateway stops, each inbox goes as soon as its own work is done: an idle one at once, one whose
+// handler waits for an answer at once too, one whose handler works after the grace.
+func TestHandoverIsPerInbox(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		first := b.gateway("first", func(c *bus.Config) { c.DrainGrace = 5 * time.Second })
+		second := b.gateway("second", nil)
+		work := func(ctx context.Context, m *bus.Incoming) error {
+			switch m.Envelope().Text() {
+			case "work":
+				<-ctx.Done()
+				return ctx.Err()
+			case "ask":
+				_, err := m.Ask(ctx, bus.Outgoing{To: envelope.Address{Agent: "busy"}, Payload: envelope.TextPayload("quick")})
+				return err
+			}
+			return nil
+		}
+		for _, id := range []string{"idle", "busy", "asking"} {
+			b.serve(first, bus.AgentSpec{ID: id}, work)
+			if err := second.Serve(bus.AgentSpec{ID: id, Rank: 1}, bus.HandlerFunc(func(context.Context, *bus.Incoming) error { return nil })); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.pass(time.Second)
+		busy := b.send(first, "busy", "work", func(o *bus.Outgoing) { o.ConversationID = "c" })
+		b.send(first, "asking", "ask", func(o *bus.Outgoing) { o.ConversationID = "c" })
+		b.pass(time.Second)
+		begin := time.Now()
+		stopped := make(chan error, 1)
+		go func() { stopped <- first.Stop(context.Background()) }()
+		taken := map[string]time.Duration{}
+		for len(taken) < 3 && time.Since(begin) < time.Minute {
+			b.pass(50 * time.Millisecond)
+			for _, o := range second.Owners() {
+				if _, seen := taken[o.Agent]; !seen && o.Gateway == "second" && o.Agent != "second" {
+					taken[o.Agent] = time.Since(begin)
+				}
+			}
+		}
+		if taken["idle"] > time.Second || taken["asking"] > time.Second || taken["busy"] < 5*time.Second || taken["busy"] > 6*time.Second || len(taken) != 3 {
+			b.Errorf("taken over after %v", taken)
+		}
+		if err := <-stopped; err != nil {
+			b.Error(err)
+		}
+		b.pass(time.Second)
+		if st, err := second.Lookup(b.Context(), busy); err != nil || st.State != envelope.Acked {
+			b.Errorf("the work that was handed over: %+v %v", st, err)
+		}
+		b.stop(second)
+	})
+}

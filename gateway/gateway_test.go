@@ -142,7 +142,7 @@ func TestStoreMissingAtStart(t *testing.T) {
 		await(t, tries, "another try")
 	}
 	s.Before(nil)
-	for ev := readEvent(t, events); ev.Event.Event != bus.EventOwned || ev.To != "bobby"; ev = readEvent(t, events) {
+	for ev := readEvent(t, events); ev.Event.Event != bus.EventStoreUp; ev = readEvent(t, events) {
 	}
 	if st := n.ask("bobby", "there?"); st.Text != "there?" {
 		t.Errorf("after recovery: %+v", st)

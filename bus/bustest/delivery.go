@@ -38,6 +38,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"LostReplyLostRequest", lostReplies},
 		{"HandoverOnStop", handover},
 		{"DeposedOwnerCannotWrite", deposed},
+		{"LockIsCheckedByTheStore", fenced},
 		{"ExpiredIsNotHandled", expired},
 		{"LargePayloads", large},
 		{"RegistryHeals", registryHeals},
@@ -99,7 +100,11 @@ func askSurvives(w *world) {
 		}
 		return m.Reply(envelope.TextPayload("42"))
 	})
+	again := make(chan struct{}, 1)
 	hub := func(ctx context.Context, m *bus.Incoming) error {
+		if m.Attempt() > 1 {
+			again <- struct{}{}
+		}
 		a, err := m.Ask(ctx, bus.Outgoing{To: envelope.Address{Agent: w.name("bob")}, Payload: envelope.TextPayload("what?")})
 		if err != nil {
 			return err
@@ -117,6 +122,7 @@ func askSurvives(w *world) {
 	crash(w, first)
 	second := w.node("second")
 	second.serve("hub", hub)
+	wait(w, again, "the second run")
 	close(hold)
 	tr := user.until(s.MessageID, replied)
 	if tr.Reply.Text() != "bob says 42" {
@@ -126,6 +132,10 @@ func askSurvives(w *world) {
 		w.Errorf("bob was asked %d times", n)
 	}
 	user.until(s.MessageID, acked)
+	boxes, err := user.Inboxes(w.ctx(), w.name("bob"))
+	if err != nil || len(boxes) != 1 || len(boxes[0].Lanes) != 1 || boxes[0].Lanes[0].From != first.Gateway() || boxes[0].Lanes[0].Seq != 1 {
+		w.Errorf("the question was sent again: %+v %v", boxes, err)
+	}
 	if st, err := user.Lookup(w.ctx(), s.MessageID); err != nil || st.Delivery.Attempt < 2 {
 		w.Errorf("the second attempt should show: %+v %v", st, err)
 	}

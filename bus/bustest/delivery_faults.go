@@ -149,6 +149,50 @@ func deposed(w *world) {
 	}
 }
 
+// fenced: the lock passes to somebody else while the owner is blind to it. The store itself refuses
+// what it then writes; nothing but the check of the lock in the transaction could.
+func fenced(w *world) {
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	running, finish := make(chan struct{}, 10), make(chan struct{})
+	bobby.serve("bob", func(context.Context, *bus.Incoming) error {
+		running <- struct{}{}
+		<-finish
+		return nil
+	})
+	s := jerry.send(jerry.out("bob", "work"))
+	wait(w, running, "the handler")
+	jerry.until(s.MessageID, func(t bus.Track) bool { return t.Facts.Delivered })
+	see := make(chan struct{})
+	bobby.store.After(func(call string, _ []bus.Op) error {
+		if call == CallWatch {
+			<-see
+		}
+		return nil
+	})
+	admin := w.admin()
+	thief, err := admin.NewSession(w.ctx(), bus.SessionOptions{Name: "thief", TTL: time.Minute})
+	if err != nil {
+		w.Fatal(err)
+	}
+	lock := bus.Root + "owners/agents/" + w.name("bob")
+	if _, err := admin.Txn(w.ctx(), []bus.Op{{Verb: bus.OpDelete, Key: lock}, {Verb: bus.OpLock, Key: lock, Session: thief, Value: []byte("{}")}}); err != nil {
+		w.Fatal(err)
+	}
+	close(finish)
+	ev := bobby.waitFor(func(ev bus.Event) bool {
+		return ev.Event == bus.EventDeposed || ev.Event == bus.EventAcked && ev.MessageID == s.MessageID
+	})
+	if ev.Event == bus.EventAcked {
+		w.Error("the store took what a deposed owner wrote")
+	}
+	close(see)
+	bobby.store.After(nil)
+	if err := admin.DestroySession(w.ctx(), thief); err != nil {
+		w.Fatal(err)
+	}
+	jerry.until(s.MessageID, acked)
+}
+
 func expired(w *world) {
 	jerry := w.node("jerry")
 	first := w.node("first")

@@ -41,8 +41,6 @@ type Runner struct {
 	Timeout time.Duration
 	// Checks (checks) are the parts to look at: consul, nomad, node. Empty: all.
 	Checks []string
-	// Interval (checks) is how often they run by themselves; 0: only when asked.
-	Interval time.Duration
 	// Nomad (checks) says how to reach it; empty fields: the environment.
 	Nomad Nomad
 	// Options is whatever else the configuration has.

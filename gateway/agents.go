@@ -45,7 +45,7 @@ func specOf(a AgentConfig) agent.Spec {
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
 		Runner: agent.Runner{
-			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks, Interval: r.Interval,
+			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Options: r.Options,
 		},
 	}

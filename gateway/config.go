@@ -168,13 +168,12 @@ type AgentConfig struct {
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is
 // ignored.
 type RunnerConfig struct {
-	Kind     string         `json:"kind" def:"relay" enum:"relay|checks|echo" doc:"relay (what an agent without a runner is) asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
-	To       string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
-	Checks   []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
-	Timeout  time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take. Empty: the runner's own default."`
-	Interval time.Duration  `json:"interval" min:"1s" doc:"checks: how often they run by themselves. Empty: only when asked."`
-	Nomad    NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
-	Options  map[string]any `json:"options" doc:"Anything else, handed to the runner as it is."`
+	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo" doc:"relay (what an agent without a runner is) asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
+	To      string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
+	Checks  []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
+	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take. Empty: the runner's own default."`
+	Nomad   NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
+	Options map[string]any `json:"options" doc:"Anything else, handed to the runner as it is."`
 }
 
 // NomadConfig is how to reach Nomad.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"regexp"
@@ -145,11 +146,7 @@ func TestDemoStaysUntilItIsStopped(t *testing.T) {
 
 // TestDemoPort: the three gateways listen where they were told to.
 func TestDemoPort(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
+	l, port := threePorts(t)
 	r := gatemesh(t, nil, "", "demo", "--once", "--port", strconv.Itoa(port))
 	if r.code != exitFailed || !strings.Contains(r.errOut, "in use") {
 		t.Errorf("taken port: status %d, %s", r.code, r.errOut)
@@ -160,6 +157,31 @@ func TestDemoPort(t *testing.T) {
 		!strings.Contains(out, fmt.Sprintf("billy-gateway http://127.0.0.1:%d ", port+2)) {
 		t.Errorf("%s", out)
 	}
+}
+
+// threePorts finds three ports in a row, below those that the system gives away by itself, so that they are
+// still free when they are used. It listens on the first.
+func threePorts(t *testing.T) (net.Listener, int) {
+	t.Helper()
+	for range 100 {
+		port := 24000 + rand.IntN(8000)
+		var ls []net.Listener
+		for i := range 3 {
+			if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+i)); err == nil {
+				ls = append(ls, l)
+			}
+		}
+		for i, l := range ls {
+			if i > 0 || len(ls) < 3 {
+				_ = l.Close()
+			}
+		}
+		if len(ls) == 3 {
+			return ls[0], port
+		}
+	}
+	t.Fatal("no three free ports in a row")
+	return nil, 0
 }
 
 // TestChildrenDieWithTheDemo: a demo that is killed leaves no gateway and no Consul.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
@@ -133,7 +134,7 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 	out.ReplyTo = ib.spec.ID
 	j.mu.Lock()
 	ans := j.answers[out.ID]
-	before := contains(j.asked, out.ID)
+	before := slices.Contains(j.asked, out.ID)
 	j.mu.Unlock()
 	if ans != nil {
 		return ans, nil
@@ -290,13 +291,4 @@ func (j *job) detach(a *job) {
 		}
 	}
 	ib.b.writer.submit(u)
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -153,7 +154,7 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 			}
 			for _, raw := range h.Receipts {
 				var r receipt
-				if json.Unmarshal(raw, &r) != nil || !contains(r.IDs, st.MessageID) {
+				if json.Unmarshal(raw, &r) != nil || !slices.Contains(r.IDs, st.MessageID) {
 					continue
 				}
 				found = true

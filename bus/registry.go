@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -317,7 +318,7 @@ func (b *Bus) Agents(capability string) []AgentInfo {
 	defer b.registry.mu.Unlock()
 	list := make([]AgentInfo, 0, len(b.registry.agents))
 	for _, a := range b.registry.agents {
-		if capability == "" || contains(a.Capabilities, capability) {
+		if capability == "" || slices.Contains(a.Capabilities, capability) {
 			list = append(list, a)
 		}
 	}

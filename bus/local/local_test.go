@@ -420,12 +420,12 @@ func TestExpiry(t *testing.T) {
 			bus.Op{Verb: bus.OpLock, Key: "w/other", Session: other})
 		check := bus.Op{Verb: bus.OpCheckSession, Key: "w/owner", Session: id}
 
-		time.Sleep(ttl - 1) // fake time
+		<-time.After(ttl - 1) // fake time
 		apply(t, s, check)
 		if err := s.RenewSession(ctx, id); err != nil {
 			t.Fatalf("RenewSession: %v", err)
 		}
-		time.Sleep(ttl - 1)
+		<-time.After(ttl - 1)
 		apply(t, s, check)
 		apply(t, s, check, set("by owner", "x"))
 
@@ -452,7 +452,7 @@ func TestExpiry(t *testing.T) {
 		refused(t, s, bus.Op{Verb: bus.OpLock, Key: "w/owner", Session: id})
 		apply(t, s, bus.Op{Verb: bus.OpLock, Key: "w/owner", Session: other}) // at once
 
-		time.Sleep(1000 * time.Hour)
+		<-time.After(1000 * time.Hour)
 		if err := s.RenewSession(ctx, forever); err != nil {
 			t.Errorf("without a TTL: %v", err)
 		}
@@ -481,7 +481,7 @@ func TestExpiryOnFullDisk(t *testing.T) {
 		id := newSession(t, s, 10*time.Second)
 		apply(t, s, bus.Op{Verb: bus.OpLock, Key: "owner", Session: id})
 		fail(t, s, func() error { return syscall.ENOSPC })
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if p := get(t, s, "owner"); p == nil || p.Session != id {
 			t.Fatalf("owner is %+v; was the disk full?", p)
@@ -493,7 +493,7 @@ func TestExpiryOnFullDisk(t *testing.T) {
 		refused(t, s, bus.Op{Verb: bus.OpLock, Key: "new", Session: id})
 		refused(t, s, bus.Op{Verb: bus.OpUnlock, Key: "owner", Session: id})
 		fail(t, s, nil)
-		time.Sleep(endRetry)
+		<-time.After(endRetry)
 		synctest.Wait()
 		if p := get(t, s, "owner"); p != nil {
 			t.Errorf("still there: %+v", p)

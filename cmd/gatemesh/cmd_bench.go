@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +21,10 @@ type benchFigures struct {
 	// The raw store: one plain write of 1 KiB and the wake-up of a watch on it.
 	FloorMS float64 `json:"floor_ms"`
 	// From before Send until the handler has it.
-	DeliveredP50      float64 `json:"delivered_p50_ms"`
-	DeliveredP95      float64 `json:"delivered_p95_ms"`
-	DeliveredP99      float64 `json:"delivered_p99_ms"`
-	DeliveredOverFlor float64 `json:"delivered_over_floor"`
+	DeliveredP50       float64 `json:"delivered_p50_ms"`
+	DeliveredP95       float64 `json:"delivered_p95_ms"`
+	DeliveredP99       float64 `json:"delivered_p99_ms"`
+	DeliveredOverFloor float64 `json:"delivered_over_floor"`
 	// From before Send until the sender has the receipt of the ack.
 	KnowsP50 float64 `json:"sender_knows_p50_ms"`
 	KnowsP95 float64 `json:"sender_knows_p95_ms"`
@@ -118,7 +119,7 @@ func (a *app) bench(ctx context.Context, o benchOptions) error {
 			got, goal float64
 			atLeast   bool
 		}{
-			{"delivered_over_floor", f.DeliveredOverFlor, goalOverFloor, false},
+			{"delivered_over_floor", f.DeliveredOverFloor, goalOverFloor, false},
 			{"acked_over_naive", f.AckedOverNaive, goalOverNaive, true},
 			{"backlog_100k_cost", f.Backlog100k, goalBacklog, false},
 			{"writes_per_message", f.WritesPerMessage, goalWrites, false},
@@ -138,8 +139,7 @@ func (a *app) bench(ctx context.Context, o benchOptions) error {
 			return err
 		}
 	} else {
-		t := newTable("FIGURE", "")
-		t.header = append([]string{"FIGURE"}, o.stores...)
+		t := newTable(append([]string{"FIGURE"}, o.stores...)...)
 		for _, row := range benchRows {
 			cells := []any{row.name}
 			for _, s := range o.stores {
@@ -166,7 +166,7 @@ var benchRows = []struct {
 	{"delivered p50 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP50 }},
 	{"delivered p95 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP95 }},
 	{"delivered p99 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP99 }},
-	{"delivered over floor", "%.2f", func(f *benchFigures) float64 { return f.DeliveredOverFlor }},
+	{"delivered over floor", "%.2f", func(f *benchFigures) float64 { return f.DeliveredOverFloor }},
 	{"sender knows p50 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP50 }},
 	{"sender knows p95 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP95 }},
 	{"sender knows p99 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP99 }},
@@ -235,7 +235,7 @@ func benchStore(ctx context.Context, name string, o benchOptions, say func(strin
 	f.FloorMS = ms(floor.quantile(.5))
 	f.DeliveredP50, f.DeliveredP95, f.DeliveredP99 = ms(d.quantile(.5)), ms(d.quantile(.95)), ms(d.quantile(.99))
 	f.KnowsP50, f.KnowsP95, f.KnowsP99 = ms(k.quantile(.5)), ms(k.quantile(.95)), ms(k.quantile(.99))
-	f.DeliveredOverFlor = float64(d.quantile(.5)) / float64(floor.quantile(.5))
+	f.DeliveredOverFloor = float64(d.quantile(.5)) / float64(floor.quantile(.5))
 
 	say("%s: counting writes of idle gateways for %s, then of messages", name, o.idle)
 	before := m.writes.Load()
@@ -294,13 +294,7 @@ type shared struct{ bus.Store }
 func (shared) Close() error { return nil }
 
 func median(x []float64) float64 {
-	s := append([]float64(nil), x...)
-	for i := range s {
-		for j := i; j > 0 && s[j] < s[j-1]; j-- {
-			s[j], s[j-1] = s[j-1], s[j]
-		}
-	}
-	return s[len(s)/2]
+	return slices.Sorted(slices.Values(x))[len(x)/2]
 }
 
 // writesPerMessage counts transactions, and on Consul checks the count against the Raft log.

@@ -274,7 +274,7 @@ func benchStore(ctx context.Context, name string, o benchOptions, say func(strin
 			return nil, err
 		}
 		waiting = n
-		cost, err := m.backlogCost(ctx, o)
+		cost, err := m.backlogCost(ctx, o, say)
 		if err != nil {
 			return nil, err
 		}
@@ -333,23 +333,29 @@ func (m *benchMesh) writesPerMessage(ctx context.Context, index func(context.Con
 }
 
 // backlogCost measures the loaded inbox beside the empty one, in turns.
-func (m *benchMesh) backlogCost(ctx context.Context, o benchOptions) (float64, error) {
+func (m *benchMesh) backlogCost(ctx context.Context, o benchOptions, say func(string, ...any)) (float64, error) {
 	_, delivered, _, err := m.oneByOne(ctx, o.rounds/2, emptyAgent, loadedAgent)
 	if err != nil {
 		return 0, err
 	}
 	latency := float64(delivered[loadedAgent].quantile(.5)) / float64(delivered[emptyAgent].quantile(.5))
-	var empty, loaded []float64
-	for range 3 {
-		e, err := m.throughput(ctx, o.messages/2, o.senders, emptyAgent)
-		if err != nil {
-			return 0, err
+	// Pairs measured one right after the other, in changing order, so that the machine's drift and
+	// what the store does by itself (snapshots) fall on both alike.
+	var ratios []float64
+	for i := range 7 {
+		agents := []string{emptyAgent, loadedAgent}
+		if i%2 == 1 {
+			slices.Reverse(agents)
 		}
-		l, err := m.throughput(ctx, o.messages/2, o.senders, loadedAgent)
-		if err != nil {
-			return 0, err
+		rate := map[string]float64{}
+		for _, a := range agents {
+			if rate[a], err = m.throughput(ctx, o.messages/2, o.senders, a); err != nil {
+				return 0, err
+			}
 		}
-		empty, loaded = append(empty, e), append(loaded, l)
+		ratios = append(ratios, rate[emptyAgent]/rate[loadedAgent])
 	}
-	return max(latency, median(empty)/median(loaded)), nil
+	throughput := median(ratios)
+	say("waiting mail costs %.2f times the latency, and %.2f times the throughput (pairs: %.2f)", latency, throughput, ratios)
+	return max(latency, throughput), nil
 }

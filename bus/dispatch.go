@@ -326,6 +326,7 @@ func (j *job) acked(m *Incoming) {
 	for _, s := range m.out {
 		u.sends = append(u.sends, s)
 		u.items = append(u.items, encodeItem(s, nil))
+		j.ib.b.tracks.begin(s) // before anybody can answer it
 	}
 	u.extra = m.extra
 	u.done = func(err error) {

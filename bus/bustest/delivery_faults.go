@@ -357,7 +357,9 @@ func writesPerMessage(w *world) {
 	for range n {
 		ask()
 	}
-	if got := jerry.store.Writes() + bobby.store.Writes(); got != 3*n {
+	// A machine that pauses a handler for more than 10 ms makes it a slow one, with a write of its
+	// own: two such pauses are let pass.
+	if got := jerry.store.Writes() + bobby.store.Writes(); got < 3*n || got > 3*n+2 {
 		w.Errorf("%d writes for %d questions with answers, want 3 each (jerry %d, bobby %d)", got, n, jerry.store.Writes(), bobby.store.Writes())
 	}
 }

@@ -228,20 +228,21 @@ func (j *job) parkWaiting() {
 }
 
 // park gives the message a record of its own, so that its lane's cursor can go on and a
-// successor finds it; with sends, a question goes out in the same transaction. done may be nil.
-func (j *job) park(sends []*envelope.Sealed, done func(error)) {
+// successor finds it; with sends, a question goes out in the same transaction. done may be nil; it
+// gets the time of the entry.
+func (j *job) park(sends []*envelope.Sealed, done func(at envelope.Time, err error)) {
 	ib := j.ib
 	if done == nil {
-		done = func(error) {}
+		done = func(envelope.Time, error) {}
 	}
 	if ib.ctx.Err() != nil {
-		done(ErrDeposed)
+		done(envelope.Time{}, ErrDeposed)
 		return
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.ended || (j.parked && sends == nil) {
-		done(nil)
+		done(envelope.Time{}, nil)
 		return
 	}
 	u := &unit{ctx: ib.ctx, owner: ib, sends: sends, pending: []pendingOp{j.recordLocked()}}
@@ -259,7 +260,7 @@ func (j *job) park(sends []*envelope.Sealed, done func(error)) {
 		if err != nil && !errors.Is(err, ErrDeposed) && !errors.Is(err, ErrStopped) {
 			ib.depose(fmt.Errorf("keep %s: %w", j.env.MessageID, err))
 		}
-		done(err)
+		done(u.at, err)
 	}
 	ib.b.writer.submit(u)
 }
@@ -338,7 +339,7 @@ func (j *job) acked(m *Incoming) {
 		ev.State = envelope.Acked
 		j.ib.b.emit(ev)
 		for _, s := range m.out {
-			j.ib.b.sent(s)
+			j.ib.b.sent(s, u.at)
 		}
 		for _, a := range attached {
 			aev := a.event(EventAcked)

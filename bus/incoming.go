@@ -201,9 +201,9 @@ func (m *Incoming) ask(ctx context.Context, out Outgoing) error {
 	ib.asks[s.MessageID] = j
 	ib.mu.Unlock()
 	written := make(chan error, 1)
-	j.park([]*envelope.Sealed{s}, func(err error) {
+	j.park([]*envelope.Sealed{s}, func(at envelope.Time, err error) {
 		if err == nil {
-			ib.b.sent(s)
+			ib.b.sent(s, at)
 		}
 		written <- err
 	})

@@ -85,12 +85,14 @@ func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
 	}
 	b.tracks.begin(s)
 	done := make(chan error, 1)
-	b.writer.submit(&unit{ctx: ctx, sends: []*envelope.Sealed{s}, items: [][]byte{encodeItem(s, nil)}, done: func(err error) {
+	u := &unit{ctx: ctx, sends: []*envelope.Sealed{s}, items: [][]byte{encodeItem(s, nil)}}
+	u.done = func(err error) {
 		if err == nil {
-			b.sent(s)
+			b.sent(s, u.at)
 		}
 		done <- err
-	}})
+	}
+	b.writer.submit(u)
 	select {
 	case err := <-done:
 		return s, err
@@ -99,11 +101,12 @@ func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
 	}
 }
 
-// sent makes acceptance known.
-func (b *Bus) sent(s *envelope.Sealed) {
+// sent makes acceptance known. It may run after others took the message: at, the time of its
+// entry, is what puts the events in order.
+func (b *Bus) sent(s *envelope.Sealed, at envelope.Time) {
 	b.tracks.begin(s)
 	ev := b.eventOf(EventQueued, &s.Envelope)
-	ev.State = envelope.Queued
+	ev.State, ev.At, ev.Millis = envelope.Queued, at, float64(at.Sub(s.CreatedAt.Time).Milliseconds())
 	b.emit(ev)
 }
 

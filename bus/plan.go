@@ -63,6 +63,7 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 		}
 	}
 	for _, u := range batch {
+		u.at = now
 		for i, e := range u.sends {
 			if _, ok := byLane[e.TargetAgent]; !ok {
 				order = append(order, e.TargetAgent)

@@ -31,6 +31,9 @@ type unit struct {
 	// sweep names a lane whose taken slots are to be deleted.
 	sweep string
 
+	// at is when the last try was laid out: the entry's time, so never later than the moment at
+	// which somebody could see what it sends.
+	at envelope.Time
 	// done gets the outcome exactly once, through finish.
 	done     func(error)
 	finished bool

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -40,9 +41,16 @@ type Config struct {
 	// TTL and MaxHops apply to messages that do not say. 0: 5 min, 4.
 	TTL     time.Duration
 	MaxHops int
-	// MaxPayload in bytes; 0: envelope.MaxPayload.
+	// MaxPayload in bytes; 0: 8 MiB. Above envelope.MaxPayload a payload lies in chunks beside its envelope.
 	MaxPayload int
 	Retry      RetryPolicy
+	// MaxInbox is how many messages of this gateway may wait in one inbox; 0: 200,000.
+	MaxInbox int
+	// MaxWrites is how many transactions of delivery this gateway asks of the store in a second, at
+	// most; 0: 1,000.
+	MaxWrites int
+	// DeadRetention is how long dead letters are kept; 0: 7 days. The newest 1,000 of an agent are kept at most.
+	DeadRetention time.Duration
 	// ResultRetention is how long answers to API questions are kept in the store. 0: 1 h.
 	ResultRetention time.Duration
 	// DrainGrace is how long running handlers may go on when the bus stops. 0: 5 s.
@@ -69,11 +77,19 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.TTL, 5*time.Minute)
 	def(&c.ResultRetention, time.Hour)
 	def(&c.DrainGrace, 5*time.Second)
+	def(&c.DeadRetention, 7*24*time.Hour)
 	if c.MaxHops <= 0 {
 		c.MaxHops = 4
 	}
-	if c.MaxPayload <= 0 || c.MaxPayload > envelope.MaxPayload {
-		c.MaxPayload = envelope.MaxPayload
+	if c.MaxPayload <= 0 {
+		c.MaxPayload = 8 << 20
+	}
+	c.MaxPayload = min(c.MaxPayload, envelope.MaxClaim)
+	if c.MaxInbox <= 0 {
+		c.MaxInbox = 200_000
+	}
+	if c.MaxWrites <= 0 {
+		c.MaxWrites = 1000
 	}
 	if c.ClusterID == "" {
 		c.ClusterID = "gatemesh"
@@ -98,6 +114,9 @@ type Bus struct {
 	outbox   *outbox
 	elector  *elector
 	registry *registry
+	// payloads bounds the big payloads in memory.
+	payloads    *semaphore.Weighted
+	blobOrphans orphans
 
 	// life ends when everything has to be over.
 	life context.Context
@@ -129,6 +148,8 @@ func New(cfg Config) (*Bus, error) {
 	b.outbox = newOutbox(b)
 	b.elector = newElector(b)
 	b.registry = newRegistry(b)
+	b.payloads = semaphore.NewWeighted(resolvedBytes)
+	b.blobOrphans = orphans{}
 	return b, nil
 }
 
@@ -190,6 +211,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	b.run(func() { b.registry.follow(b.loops) })
 	b.run(func() { b.registry.heartbeats(b.loops) })
 	b.run(func() { b.elector.run(b.loops) })
+	b.run(func() { (&reconciler{b: b, strays: map[string]bool{}, gone: map[string]time.Time{}}).run(b.loops) })
 	return nil
 }
 

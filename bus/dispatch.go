@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -31,6 +30,12 @@ type job struct {
 	parked bool
 	at     uint64
 	ended  bool
+	// recorded is the attempt that the record in the store tells of.
+	recorded int
+	// careful: the record of each attempt is written before the attempt begins.
+	careful bool
+	// started: its turn has come. spilled: env is only the header, the rest is in its record.
+	started, spilled bool
 	// What its handling asked, and the answers that are here.
 	asked   []string
 	answers map[string]*envelope.Sealed
@@ -62,13 +67,26 @@ func (j *job) event(name string) Event {
 
 // misplaced says why the message cannot be handled here, if so.
 func (j *job) misplaced() error {
-	switch e := &j.env.Envelope; {
+	e, here := &j.env.Envelope, j.ib.b.cfg.Gateway
+	if j.del.For != "" {
+		// Passed on: the one who did is the last hop, and the lane is its gateway's.
+		switch n := len(j.del.Hops); {
+		case j.del.For != j.ib.spec.ID:
+			return fmt.Errorf("it was passed on to agent %s, not %s", j.del.For, j.ib.spec.ID)
+		case e.Terminal:
+			return errors.New("it is terminal, and was passed on all the same")
+		case n == 0 || j.del.Hops[n-1].Gateway != j.src.from:
+			return fmt.Errorf("it was passed on, but not by %s, in whose lane it lies", j.src.from)
+		}
+		return nil
+	}
+	switch {
 	case e.TargetAgent != j.ib.spec.ID:
 		return fmt.Errorf("it is for agent %s, not %s", e.TargetAgent, j.ib.spec.ID)
 	case e.SourceGateway != j.src.from:
 		return fmt.Errorf("it says it is from %s but lies in the lane of %s", e.SourceGateway, j.src.from)
-	case e.TargetGateway != "" && e.TargetGateway != j.ib.b.cfg.Gateway:
-		return fmt.Errorf("it is pinned to %s, but %s runs on %s now", e.TargetGateway, e.TargetAgent, j.ib.b.cfg.Gateway)
+	case e.TargetGateway != "" && e.TargetGateway != here:
+		return fmt.Errorf("it is pinned to %s, but %s runs on %s now", e.TargetGateway, e.TargetAgent, here)
 	}
 	return nil
 }
@@ -82,14 +100,15 @@ func (ib *inbox) dispatch(j *job) {
 	ib.toConversation(j)
 }
 
-func (ib *inbox) toConversation(j *job) {
+// toConversation puts a message behind the others of its conversation, and returns how many those are.
+func (ib *inbox) toConversation(j *job) int {
 	key := j.src.from + "/" + j.env.ConversationID
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
 	c := ib.convs[key]
 	if c != nil {
 		c.queue = append(c.queue, j)
-		return
+		return len(c.queue)
 	}
 	c = &conversation{queue: []*job{j}}
 	ib.convs[key] = c
@@ -109,11 +128,15 @@ func (ib *inbox) toConversation(j *job) {
 			next.handle()
 		}
 	}()
+	return 0
 }
 
 // handle takes a message through its attempts until it has an end, or the inbox.
 func (j *job) handle() {
 	ib := j.ib
+	if !j.begin() {
+		return
+	}
 	if j.del.State == envelope.Delivered {
 		// Its last owner died at work, or was deposed.
 		if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
@@ -127,39 +150,35 @@ func (j *job) handle() {
 		if !ib.b.session.waitTrusted(ib.intake) {
 			return
 		}
-		if j.env.Expired(time.Now(), envelope.DefaultSkew) {
-			j.dead(envelope.ClassExpired, expiry(&j.env.Envelope))
+		leave, ok := ib.enterWork(j.del.Crashes > 0)
+		if !ok {
 			return
 		}
-		if err := j.env.CheckHops(j.del.Hops); err != nil {
-			j.dead(envelope.ClassHops, err)
+		if class, err := j.unfit(); err != nil {
+			leave()
+			j.dead(class, err)
 			return
 		}
-		select {
-		case ib.slots <- struct{}{}:
-		case <-ib.intake.Done():
-			return
-		}
-		m, err := j.attempt()
-		<-ib.slots
+		m, err := j.attempt(leave)
 		if ib.ctx.Err() != nil {
 			return // deposed: whatever came out is not ours to record
 		}
 		if err == nil {
-			j.acked(m)
-			return
+			if j.acked(m) {
+				return
+			}
+			continue
 		}
 		if ib.work.Err() != nil && errors.Is(err, context.Canceled) || ib.intake.Err() != nil && errors.Is(err, ErrHandover) {
 			j.handover()
 			return
 		}
-		var n *never
-		if errors.As(err, &n) {
-			j.dead(n.class, err)
+		if class, final := finalClass(err); final {
+			j.dead(class, err)
 			return
 		}
 		class := envelope.ClassRetry
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLeaseLost) {
 			class = envelope.ClassTimeout
 		}
 		if j.failed(class, err) {
@@ -168,8 +187,51 @@ func (j *job) handle() {
 	}
 }
 
-// expiry says why an envelope is expired: too old, or stamped by a clock that is ahead.
-func expiry(e *envelope.Envelope) error {
+// finalClass reports whether an error ends a message, and as what.
+func finalClass(err error) (envelope.Class, bool) {
+	var n *never
+	if errors.As(err, &n) {
+		return n.class, true
+	}
+	// The rules of the path and the budget say it of themselves.
+	var c interface{ Class() envelope.Class }
+	if errors.As(err, &c) && !c.Class().Retryable() {
+		return c.Class(), true
+	}
+	return "", false
+}
+
+// unfit says why the message must not be handed to its agent now, if so.
+func (j *job) unfit() (envelope.Class, error) {
+	now := time.Now()
+	if j.env.ExpiredWith(now, envelope.DefaultSkew, j.del.ExpiresAt) {
+		return envelope.ClassExpired, j.expiry()
+	}
+	if j.env.InReplyTo == "" { // a reply goes back by nature
+		if err := envelope.CheckPath(j.del.Hops, j.ib.spec.ID, j.env.MaxHops); err != nil {
+			return envelope.ClassHops, err
+		}
+	}
+	if err := j.budget().Exhausted(now); err != nil {
+		return envelope.ClassBudget, err
+	}
+	return "", nil
+}
+
+// budget is what the handling may spend: what the envelope gives less what earlier attempts spent.
+func (j *job) budget() *envelope.Budget {
+	if s := j.del.Spent; s != nil {
+		return j.env.Budget.Less(*s)
+	}
+	return j.env.Budget
+}
+
+// expiry says why the message is expired: too old, or stamped by a clock that is ahead.
+func (j *job) expiry() error {
+	e := &j.env.Envelope
+	if at := j.del.ExpiresAt; at != nil {
+		return fmt.Errorf("the lifetime that its redrive gave it ended at %s", at.Format(time.RFC3339))
+	}
 	if ahead := time.Until(e.CreatedAt.Time); ahead > 0 {
 		return fmt.Errorf("created_at is %s in the future: set the clock of %s (allowed skew %s)", ahead.Round(time.Millisecond), e.SourceGateway, envelope.DefaultSkew)
 	}
@@ -189,48 +251,24 @@ func wait(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// attempt runs the handler once.
-func (j *job) attempt() (m *Incoming, err error) {
-	ib := j.ib
-	now := envelope.At(time.Now())
-	j.mu.Lock()
-	if merr := j.del.Move(envelope.Delivered, now); merr != nil {
-		j.mu.Unlock()
-		return nil, Never(envelope.ClassPoison, merr)
-	}
-	j.del.Owner = ib.b.cfg.Gateway
-	j.mu.Unlock()
-	ev := j.event(EventDelivered)
-	ev.State = envelope.Delivered
-	ib.b.emit(ev)
-	ctx, cancel := context.WithTimeout(ib.work, ib.spec.AckTimeout)
-	defer cancel()
-	m = &Incoming{j: j}
-	park := time.AfterFunc(quick, func() { j.park(nil, nil) })
-	defer park.Stop()
-	defer func() {
-		if r := recover(); r != nil {
-			ib.b.log.Error("handler panicked", "agent", ib.spec.ID, "message_id", j.env.MessageID, "panic", r, "stack", string(debug.Stack()))
-			err = fmt.Errorf("handler panicked: %v", r)
-		}
-	}()
-	return m, ib.handler.Handle(ctx, m)
-}
-
 // parkWaiting gives a message that still waits for its turn a record of its own.
 func (j *job) parkWaiting() {
 	j.mu.Lock()
-	waiting := !j.parked && !j.ended && j.del.State == envelope.Queued
+	waiting := !j.parked && !j.started && !j.ended
 	j.mu.Unlock()
 	if waiting {
-		j.park(nil, nil)
+		j.park(nil, func(_ envelope.Time, err error) {
+			if err == nil {
+				j.spill()
+			}
+		})
 	}
 }
 
 // park gives the message a record of its own, so that its lane's cursor can go on and a
 // successor finds it; with sends, a question goes out in the same transaction. done may be nil; it
 // gets the time of the entry.
-func (j *job) park(sends []*envelope.Sealed, done func(at envelope.Time, err error)) {
+func (j *job) park(sends []outgoing, done func(at envelope.Time, err error)) {
 	ib := j.ib
 	if done == nil {
 		done = func(envelope.Time, error) {}
@@ -241,13 +279,13 @@ func (j *job) park(sends []*envelope.Sealed, done func(at envelope.Time, err err
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.ended || (j.parked && sends == nil) {
+	if j.ended || j.parked && sends == nil && j.recorded == j.del.Attempt {
 		done(envelope.Time{}, nil)
 		return
 	}
-	u := &unit{ctx: ib.ctx, owner: ib, sends: sends, pending: []pendingOp{j.recordLocked()}}
-	for _, s := range sends {
-		u.items = append(u.items, encodeItem(s, nil))
+	u := &unit{ctx: ib.ctx, owner: ib, pending: []pendingOp{j.recordLocked()}}
+	for _, x := range sends {
+		u.send(x)
 	}
 	if !j.parked {
 		u.taken = j.takenLocked()
@@ -275,7 +313,8 @@ func (j *job) takenLocked() []*job {
 }
 
 func (j *job) recordLocked() pendingOp {
-	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, Envelope: j.env.Canonical(), Asked: j.asked}
+	j.recorded = j.del.Attempt
+	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, From: j.src.from, Envelope: j.env.Canonical(), Asked: j.asked}
 	return pendingOp{key: pendingKey(j.ib.spec.ID, j.env.MessageID), value: mustEncode(rec), at: &j.at}
 }
 
@@ -312,45 +351,79 @@ func (j *job) endLocked(at envelope.Time) *unit {
 	return u
 }
 
-// acked records success: receipt, replies and sends in one transaction.
-func (j *job) acked(m *Incoming) {
+// acked records success: receipt, replies and sends in one transaction. It reports whether that was the end.
+func (j *job) acked(m *Incoming) (end bool) {
+	ib := j.ib
+	if class, err := m.prepare(); err != nil {
+		if ib.ctx.Err() != nil {
+			return true
+		}
+		if class.Retryable() {
+			return j.failed(class, err)
+		}
+		j.dead(class, err)
+		return true
+	}
 	now := envelope.At(time.Now())
 	j.mu.Lock()
 	if err := j.del.Move(envelope.Acked, now); err != nil {
 		j.mu.Unlock()
 		j.dead(envelope.ClassPoison, err)
-		return
+		return true
 	}
 	u := j.endLocked(now)
 	attached := j.attached
 	j.mu.Unlock()
-	for _, s := range m.out {
-		u.sends = append(u.sends, s)
-		u.items = append(u.items, encodeItem(s, nil))
-		j.ib.b.tracks.begin(s) // before anybody can answer it
+	for _, x := range m.out {
+		u.send(x)
+		ib.b.tracks.begin(x.s) // before anybody can answer it
 	}
-	u.extra = m.extra
+	u.extra, u.pending, u.receipts = m.extra, append(u.pending, m.pending...), append(u.receipts, m.told...)
 	u.done = func(err error) {
-		j.ib.finished(err, append([]*job{j}, attached...)...)
+		ib.finished(err, append([]*job{j}, attached...)...)
 		if err != nil {
 			return
 		}
 		ev := j.event(EventAcked)
 		ev.State = envelope.Acked
-		j.ib.b.emit(ev)
-		for _, s := range m.out {
-			j.ib.b.sent(s, u.at)
+		ib.b.emit(ev)
+		for _, x := range m.out {
+			if x.forward != nil {
+				fev := j.event(EventForwarded)
+				fev.To, fev.Reason = x.forward.to, envelope.PathText(x.hops, x.forward.to)
+				ib.b.emit(fev)
+				continue
+			}
+			ib.b.sent(x.s, u.at)
 		}
 		for _, a := range attached {
 			aev := a.event(EventAcked)
 			aev.State = envelope.Acked
-			j.ib.b.emit(aev)
+			ib.b.emit(aev)
 		}
 		if m.after != nil {
 			m.after()
 		}
 	}
-	j.ib.b.writer.submit(u)
+	ib.b.writer.submit(u)
+	return true
+}
+
+// prepare makes what the ack sends final: shares of the budget, and big payloads in the store before
+// anything names them.
+func (m *Incoming) prepare() (envelope.Class, error) {
+	if err := m.settle(); err != nil {
+		return envelope.ClassPoison, fmt.Errorf("share out the budget: %w", err)
+	}
+	for _, x := range m.out {
+		if x.forward != nil {
+			continue
+		}
+		if err := m.j.ib.b.putPayload(m.j.ib.ctx, x.s); err != nil {
+			return envelope.ClassRetry, err
+		}
+	}
+	return "", nil
 }
 
 // finished forgets jobs whose end is written; when it could not be, the term ends, and the
@@ -370,7 +443,7 @@ func (ib *inbox) finished(err error, jobs ...*job) {
 // failed records an attempt that did not work, and reports whether that was the end.
 func (j *job) failed(class envelope.Class, cause error) (end bool) {
 	ib := j.ib
-	policy := ib.b.cfg.Retry
+	policy := ib.b.cfg.Retry.of(&j.env.Envelope)
 	now := envelope.At(time.Now())
 	j.mu.Lock()
 	if err := j.del.Move(envelope.Failed, now); err != nil {
@@ -384,6 +457,10 @@ func (j *job) failed(class envelope.Class, cause error) (end bool) {
 	ev := j.event(EventFailed)
 	ev.State, ev.Class, ev.Reason = envelope.Failed, class, cause.Error()
 	ib.b.emit(ev)
+	if j.del.Crashes >= maxCrashes {
+		j.dead(envelope.ClassPoison, fmt.Errorf("%d times the process that worked on it died", j.del.Crashes))
+		return true
+	}
 	if count >= policy.MaxAttempts {
 		j.dead(envelope.ClassExhausted, fmt.Errorf("%d attempts failed, the last one: %w", count, cause))
 		return true
@@ -447,6 +524,9 @@ func (j *job) dead(class envelope.Class, cause error) {
 	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from}
 	j.mu.Unlock()
 	u.extra = []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, j.env.MessageID), Value: mustEncode(rec)}}
+	if j.del.For != "" {
+		u.send(outgoing{s: ib.b.advise(j, class, cause)})
+	}
 	u.done = func(err error) {
 		ib.finished(err, append([]*job{j}, attached...)...)
 		if err == nil {
@@ -476,6 +556,17 @@ func (p RetryPolicy) withDefaults() RetryPolicy {
 	}
 	if p.Max <= 0 {
 		p.Max = time.Minute
+	}
+	return p
+}
+
+// of is the policy for one message: what its sender asked for, else the defaults.
+func (p RetryPolicy) of(e *envelope.Envelope) RetryPolicy {
+	if e.MaxAttempts > 0 {
+		p.MaxAttempts = e.MaxAttempts
+	}
+	if d := e.RetryDelay.Duration(); d > 0 {
+		p.Initial, p.Max = d, max(p.Max, d)
 	}
 	return p
 }

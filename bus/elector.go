@@ -205,11 +205,14 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 		// wake the inbox's watch for unrelated writes.
 		{Verb: OpSet, Key: inboxAboutKey(s.spec.ID), Value: mustEncode("Inbox of " + s.spec.ID + ": one bell per source gateway under from/. Waiting mail is in openclaw/lanes/<gateway>/" +
 			s.spec.ID + "/, work in progress in openclaw/pending/" + s.spec.ID + "/.")},
+		{Verb: OpGet, Key: termKey(s.spec.ID)},
+		{Verb: OpSet, Key: termKey(s.spec.ID), Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
 	})
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
 	}
 	ib := el.b.newInbox(s.spec, s.handler, session, pairs[1].ModifyIndex)
+	ib.unclean = pairs[3].Key != ""
 	el.mu.Lock()
 	if el.closed {
 		el.mu.Unlock()
@@ -245,6 +248,19 @@ func (el *elector) owned() []AgentSpec {
 	for _, t := range el.terms {
 		if t.ctx.Err() == nil {
 			list = append(list, *t.described.Load())
+		}
+	}
+	return list
+}
+
+// running lists the terms of this gateway.
+func (el *elector) running() []*inbox {
+	el.mu.Lock()
+	defer el.mu.Unlock()
+	var list []*inbox
+	for _, t := range el.terms {
+		if t.intake.Err() == nil {
+			list = append(list, t)
 		}
 	}
 	return list
@@ -304,7 +320,9 @@ func (ib *inbox) handover(ctx context.Context) {
 	}
 	// What the last handlers handed to the writer is ahead of this in its queue.
 	flushed := make(chan error, 1)
-	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: []Op{{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}}, done: func(err error) { flushed <- err }})
+	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: []Op{
+		{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}, {Verb: OpDelete, Key: termKey(ib.spec.ID)},
+	}, done: func(err error) { flushed <- err }})
 	var err error
 	select {
 	case err = <-flushed:

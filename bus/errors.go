@@ -24,9 +24,38 @@ var (
 	// ErrHandover: an Ask ended because this gateway stops. A handler returns it as it is: the message
 	// goes to the next owner, where the same Ask goes on.
 	ErrHandover = errors.New("handed over: the gateway stops")
+	// ErrLeaseLost: the handler gave no sign of life within the ack timeout, or returned already; what it
+	// does with the message now is refused.
+	ErrLeaseLost = errors.New("the lease on the message is lost")
+	// ErrExpired: the message's lifetime is over.
+	ErrExpired = errors.New("expired")
+	// ErrInboxFull: the inbox holds all that it may of this gateway; see *InboxFullError.
+	ErrInboxFull = errors.New("inbox is full")
 	// ErrNotFound: no trace of the message.
 	ErrNotFound = errors.New("message not found")
 )
+
+// An InboxFullError refuses a message because too many wait already.
+type InboxFullError struct {
+	Agent   string
+	Waiting uint64
+	// Owner drains the inbox; empty: nobody does.
+	Owner string
+}
+
+func (e *InboxFullError) Error() string {
+	owner := "nobody owns it now: start a gateway that may run " + e.Agent
+	if e.Owner != "" {
+		owner = "its owner is " + e.Owner
+	}
+	return fmt.Sprintf("inbox of %s is full: %d messages of this gateway wait in it; %s (the bound is mesh.maxInbox)", e.Agent, e.Waiting, owner)
+}
+
+// Is makes it an ErrInboxFull.
+func (e *InboxFullError) Is(target error) bool { return target == ErrInboxFull }
+
+// Retry makes a handler's failure be retried at once; the attempt counts.
+func Retry(cause error) error { return RetryAfter(0, cause) }
 
 // RetryAfter makes a handler's failure be retried after d instead of the backoff.
 func RetryAfter(d time.Duration, cause error) error { return &retryAfter{d, cause} }

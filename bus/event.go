@@ -21,6 +21,14 @@ const (
 	EventRetry = "retry"
 	// EventDeadLetter: given up, with class and reason (at the owner).
 	EventDeadLetter = "dead-letter"
+	// EventForwarded: passed on to another agent (at the gateway that did).
+	EventForwarded = "forwarded"
+	// EventPurged: a dead letter was removed, by an operator or by its retention (at the owner).
+	EventPurged = "purged"
+	// EventRedriven: a dead letter was queued again by an operator (at the owner).
+	EventRedriven = "redriven"
+	// EventStray: messages wait where nobody works on them (at the source gateway).
+	EventStray = "stray"
 	// EventReceipt: the source gateway learned a state of its message.
 	EventReceipt = "receipt"
 	// EventReplied: the answer reached whoever waits (at the asking gateway).

@@ -87,6 +87,11 @@ type inbox struct {
 	overOnce  sync.Once
 	overClose chan struct{}
 	slots     chan struct{} // bounds concurrent handlers
+	suspects  chan struct{} // one at a time of those that a process died with
+	// leftBehind counts handlers that ignored the end of their ctx.
+	leftBehind atomic.Int32
+	// unclean: the last term did not end in order, so attempts of it may not be recorded.
+	unclean bool
 
 	mu      sync.Mutex
 	sources map[string]*source
@@ -99,6 +104,8 @@ type inbox struct {
 	asks map[string]*job
 	// room is closed and replaced when a message leaves.
 	room chan struct{}
+	// spilled counts the messages that wait in the store alone.
+	spilled int
 }
 
 func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *inbox {
@@ -110,7 +117,7 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 	}
 	ib := &inbox{
 		b: b, spec: spec, handler: h, session: session, term: term,
-		slots:   make(chan struct{}, spec.MaxConcurrent),
+		slots: make(chan struct{}, spec.MaxConcurrent), suspects: make(chan struct{}, 1),
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
@@ -256,6 +263,11 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
 		return nil //nolint:nilerr // said in the event; its writer mends it with the next message
 	}
+	if ib.unclean && s.careful == 0 {
+		// What the last owner can have been at when it died: no more than it held, and nothing
+		// that came since.
+		s.careful = min(bl.Seq, s.fetched+heldItems)
+	}
 	for s.fetched < bl.Seq {
 		if s.fetched+1 == bl.Seq && len(bl.Entry) > 0 {
 			if err := ib.admit(s, bl.Seq, bl.Entry); err != nil {
@@ -380,7 +392,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			continue
 		}
 		j := &job{ib: ib, src: s, entry: le, lane: seq, item: i, env: env,
-			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At}}
+			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent}}
 		if err := j.misplaced(); err != nil {
 			ib.buryItem(le, s, it, i, envelope.ClassUndeliverable, err)
 			continue
@@ -389,6 +401,9 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			ib.b.emit(j.event(EventDuplicate))
 			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{j}, done: func(error) {}})
 			continue
+		}
+		if seq <= s.careful {
+			j.careful = true
 		}
 		jobs = append(jobs, j)
 	}
@@ -441,6 +456,15 @@ func (ib *inbox) leave(j *job) {
 	for _, c := range j.asked {
 		delete(ib.asks, c)
 	}
+	if j.spilled {
+		ib.spilled--
+		return
+	}
+	ib.freeLocked(j)
+}
+
+// freeLocked gives back the memory that a message held.
+func (ib *inbox) freeLocked(j *job) {
 	j.src.held--
 	j.src.heldBytes -= j.size
 	close(ib.room)
@@ -533,21 +557,21 @@ func (ib *inbox) loadPending() error {
 			j.stored = append(j.stored, storedAnswer{p.Key, &at})
 			continue
 		}
-		var rec pendingRecord
-		env, err := (*envelope.Sealed)(nil), json.Unmarshal(p.Value, &rec)
-		if err == nil {
-			env, err = envelope.Decode(rec.Envelope)
-		}
+		rec, env, err := decodePending(&p)
 		if err != nil {
 			ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: id,
 				Class: envelope.ClassPoison, Reason: fmt.Sprintf("pending record is not readable, left where it is (%s): %v", p.Key, err)})
 			continue
 		}
-		s, err := ib.source(env.SourceGateway)
+		from := rec.From
+		if from == "" {
+			from = env.SourceGateway
+		}
+		s, err := ib.source(from)
 		if err != nil {
 			return err
 		}
-		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, at: p.ModifyIndex, parked: true,
+		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, at: p.ModifyIndex, parked: true, recorded: rec.Delivery.Attempt, careful: ib.unclean,
 			answers: map[string]*envelope.Sealed{}}
 		byID[id] = j
 		jobs = append(jobs, j)
@@ -571,7 +595,9 @@ func (ib *inbox) loadPending() error {
 		}
 		ib.mu.Unlock()
 		ib.b.tracks.begin(j.env)
-		ib.toConversation(j)
+		if ib.toConversation(j) > 0 {
+			j.spill()
+		}
 	}
 	return nil
 }

@@ -6,25 +6,50 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
-// Incoming is a message in a handler's hands. It is good until Handle returns.
+// Incoming is a message in a handler's hands. It is good until Handle returns or its lease is lost;
+// after that every method that would do something returns [ErrLeaseLost].
 type Incoming struct {
 	j     *job
+	lease *lease
+	// env is the message with its payload, also when that lies outside of the envelope.
+	env *envelope.Sealed
+
+	mu    sync.Mutex
 	asks  int
 	sends int
 	reply bool
-	// out and extra go out with the ack; after runs when that is written.
-	out   []*envelope.Sealed
-	extra []Op
-	after func()
+	// budget is what may still be spent; nil: unlimited.
+	budget *envelope.Budget
+	// out, pending and extra go out with the ack; after runs when that is written.
+	out     []outgoing
+	pending []pendingOp
+	extra   []Op
+	told    []ownedReceipt
+	after   func()
+}
+
+// outgoing is one message of an ack.
+type outgoing struct {
+	o    Outgoing
+	s    *envelope.Sealed
+	hops []envelope.Hop
+	// forward is set when the message itself is passed on: s is not sealed again.
+	forward *passedOn
 }
 
 // Envelope returns the message. Do not change it.
-func (m *Incoming) Envelope() *envelope.Sealed { return m.j.env }
+func (m *Incoming) Envelope() *envelope.Sealed {
+	if m.env != nil {
+		return m.env
+	}
+	return m.j.env
+}
 
 // Attempt is 1 the first time, and grows with every retry.
 func (m *Incoming) Attempt() int {
@@ -33,12 +58,74 @@ func (m *Incoming) Attempt() int {
 	return m.j.del.Attempt
 }
 
+// Hops are the agents that passed the message, or its cause, on, oldest first. Do not change it.
+func (m *Incoming) Hops() []envelope.Hop { return m.j.del.Hops }
+
 // Gateway is the gateway that works on it.
 func (m *Incoming) Gateway() string { return m.j.ib.b.cfg.Gateway }
 
-// Reply answers the message. The answer leaves in the transaction that acks it; a
-// message that wants no answer swallows it. At most one reply.
+// AckTimeout is how long the handler may go without a sign of life ([Incoming.Working]; waiting in
+// [Incoming.Ask] is one).
+func (m *Incoming) AckTimeout() time.Duration { return m.lease.timeout }
+
+// Working says that the handler still works: the ack timeout starts anew. It costs no write. Errors:
+// [ErrLeaseLost].
+func (m *Incoming) Working() error {
+	if !m.lease.renew() {
+		return ErrLeaseLost
+	}
+	return nil
+}
+
+// Guard says whether the handler may make an effect outside of the mesh now; call it immediately
+// before. It is no lock: what happens between its answer and the effect is not covered. Errors: [ErrLeaseLost],
+// [ErrDeposed], [ErrExpired], *envelope.BudgetError; return them as they are.
+func (m *Incoming) Guard() error {
+	j := m.j
+	switch {
+	case !m.lease.alive():
+		return ErrLeaseLost
+	case j.ib.ctx.Err() != nil || !j.ib.b.session.trusted():
+		return ErrDeposed
+	case j.env.ExpiredWith(time.Now(), envelope.DefaultSkew, j.del.ExpiresAt):
+		return Never(envelope.ClassExpired, fmt.Errorf("%w: %w", ErrExpired, j.expiry()))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.budget.Exhausted(time.Now())
+}
+
+// Budget is what may still be spent; nil: there is no limit. Do not change it.
+func (m *Incoming) Budget() *envelope.Budget {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.budget
+}
+
+// Spend takes tokens and US dollars, spent already, off the budget. An error (*envelope.BudgetError)
+// says that nothing is left for more; what was spent stays recorded either way.
+func (m *Incoming) Spend(tokens int64, usd float64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.budget == nil {
+		return nil
+	}
+	left, err := m.budget.Debit(0, tokens, usd)
+	if err != nil {
+		return err
+	}
+	m.budget = left
+	return left.Exhausted(time.Now())
+}
+
+// Reply answers the message. The answer leaves in the transaction that acks it, and brings back what
+// is left of the budget; a message that wants no answer swallows it. At most one reply.
 func (m *Incoming) Reply(payload []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.lease.alive() {
+		return ErrLeaseLost
+	}
 	if m.reply {
 		return fmt.Errorf("message %s has a reply already", m.j.env.MessageID)
 	}
@@ -46,15 +133,12 @@ func (m *Incoming) Reply(payload []byte) error {
 	if e.ReplyTo == "" {
 		return nil
 	}
-	s, err := m.j.ib.b.seal(Outgoing{
-		ID: envelope.DerivedID(e.MessageID, "reply"), To: envelope.Address{Agent: e.ReplyTo}, From: e.TargetAgent,
-		InReplyTo: e.MessageID, CorrelationID: e.CorrelationID, ConversationID: e.ConversationID,
-		Capability: e.Capability, Payload: payload, Traceparent: e.Traceparent, Terminal: true,
-	})
-	if err != nil {
-		return err
+	o := Outgoing{
+		ID: envelope.DerivedID(e.MessageID, "reply"), To: envelope.Address{Agent: e.ReplyTo}, From: m.j.ib.spec.ID,
+		InReplyTo: e.MessageID, CorrelationID: e.CorrelationID, ConversationID: e.ConversationID, MaxHops: e.MaxHops,
+		Capability: e.Capability, Payload: payload, Traceparent: e.Traceparent, Terminal: true, Budget: m.budget, reserved: true,
 	}
-	if err := m.add(s); err != nil {
+	if err := m.addLocked(o, m.pathOn()); err != nil {
 		return err
 	}
 	m.reply = true
@@ -69,36 +153,91 @@ const (
 	maxAsks = 64
 )
 
-func (m *Incoming) add(s *envelope.Sealed) error {
-	n := len(s.Canonical())
+func (m *Incoming) addLocked(o Outgoing, hops []envelope.Hop) error {
+	s, err := m.j.ib.b.seal(o)
+	if err != nil {
+		return err
+	}
+	return m.joinLocked(outgoing{o: o, s: s, hops: hops})
+}
+
+func (m *Incoming) joinLocked(x outgoing) error {
+	n := len(x.s.Canonical())
 	for _, o := range m.out {
-		n += len(o.Canonical())
+		n += len(o.s.Canonical())
 	}
 	if len(m.out) >= maxOut || n > maxOutBytes {
 		return fmt.Errorf("%w: one handling may send %d messages of %d KiB together", ErrTooLarge, maxOut, maxOutBytes>>10)
 	}
-	m.out = append(m.out, s)
+	m.out = append(m.out, x)
 	return nil
 }
 
 // Send sends a message in the transaction that acks this one; if that never
-// happens, it is never sent. It continues this message's correlation and
-// conversation unless out says otherwise, and has the same id however often the
-// handler runs.
+// happens, it is never sent. It continues this message's correlation, conversation, path and budget
+// unless out says otherwise, and has the same id however often the
+// handler runs. Errors: *envelope.HopsError (the target is on the path already, or max_hops is reached),
+// *envelope.BudgetError, [ErrInboxFull], [ErrTooLarge], [ErrLeaseLost], envelope.ErrInvalid.
 func (m *Incoming) Send(out Outgoing) (id string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.sends++
-	m.inherit(&out, fmt.Sprintf("send/%d", m.sends))
-	s, err := m.j.ib.b.seal(out)
+	hops, err := m.inheritLocked(&out, fmt.Sprintf("send/%d", m.sends))
 	if err != nil {
 		return "", err
 	}
-	return s.MessageID, m.add(s)
+	if err := m.j.ib.b.roomFor(out.To.Agent); err != nil {
+		return "", err
+	}
+	left, err := m.debitLocked(out.Budget)
+	if err != nil {
+		return "", err
+	}
+	if err := m.addLocked(out, hops); err != nil {
+		return "", err
+	}
+	m.budget = left
+	return m.out[len(m.out)-1].s.MessageID, nil
 }
 
-func (m *Incoming) inherit(out *Outgoing, step string) {
+// debitLocked is the budget less one message and the share that goes with it, if it names one.
+func (m *Incoming) debitLocked(share *envelope.Budget) (*envelope.Budget, error) {
+	if m.budget == nil {
+		return nil, nil //nolint:nilnil // unlimited
+	}
+	if err := m.budget.Exhausted(time.Now()); err != nil {
+		return nil, err
+	}
+	messages, tokens, usd := int64(1), int64(0), 0.0
+	if share != nil {
+		if share.Messages != nil {
+			messages += *share.Messages
+		}
+		if share.Tokens != nil {
+			tokens = *share.Tokens
+		}
+		if share.USD != nil {
+			usd = *share.USD
+		}
+	}
+	return m.budget.Debit(messages, tokens, usd)
+}
+
+// pathOn is the path of what this handling causes.
+func (m *Incoming) pathOn() []envelope.Hop {
+	j := m.j
+	return append(j.del.Hops[:len(j.del.Hops):len(j.del.Hops)],
+		envelope.Hop{Gateway: j.ib.b.cfg.Gateway, Agent: j.ib.spec.ID, At: envelope.At(time.Now())})
+}
+
+// inheritLocked makes out a consequence of this message, and returns its path.
+func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, error) {
+	if !m.lease.alive() {
+		return nil, ErrLeaseLost
+	}
 	e := &m.j.env.Envelope
 	if out.From == "" {
-		out.From = e.TargetAgent
+		out.From = m.j.ib.spec.ID
 	}
 	if out.CorrelationID == "" {
 		out.CorrelationID = e.CorrelationID
@@ -109,49 +248,219 @@ func (m *Incoming) inherit(out *Outgoing, step string) {
 	if out.Traceparent == "" {
 		out.Traceparent = e.Traceparent
 	}
+	if out.MaxHops == 0 {
+		out.MaxHops = e.MaxHops
+	}
 	if out.ID == "" {
 		// The content is part of the name: a handler that asks something else when it
 		// runs again must not be given the old question's answer.
 		h := sha256.Sum256(append([]byte(out.To.String()+"\x00"+out.Capability+"\x00"), out.Payload...))
 		out.ID = envelope.DerivedID(e.MessageID, step+"/"+hex.EncodeToString(h[:8]))
 	}
+	hops := m.pathOn()
+	if err := envelope.CheckPath(hops, out.To.Agent, out.MaxHops); err != nil {
+		return nil, err
+	}
+	return hops, nil
+}
+
+// Forward passes this very message on to another agent, in the transaction that acks this delivery: same
+// id, same signed bytes, one more hop. Its answer comes from there; if it dies there, its sender is
+// told. Return nil after it. Errors are final ([Never]): a terminal message, a loop, max_hops, the budget.
+func (m *Incoming) Forward(to envelope.Address) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	j := m.j
+	if !m.lease.alive() {
+		return ErrLeaseLost
+	}
+	if j.env.Terminal {
+		return Never(envelope.ClassUndeliverable, fmt.Errorf("%s must not be forwarded to %s: it is terminal", j.env.MessageID, to))
+	}
+	hops := m.pathOn()
+	if err := envelope.CheckPath(hops, to.Agent, j.env.MaxHops); err != nil {
+		return err
+	}
+	if err := j.ib.b.roomFor(to.Agent); err != nil {
+		return err
+	}
+	left, err := m.debitLocked(nil)
+	if err != nil {
+		return err
+	}
+	m.budget = left
+	on := &passedOn{to: to.Agent}
+	if left != nil {
+		on.spent = spentOf(j.env.Budget, left, 0)
+	}
+	return m.joinLocked(outgoing{s: j.env, hops: hops, forward: on})
+}
+
+// passedOn is a message that goes on to another agent than its sender named.
+type passedOn struct {
+	to    string
+	spent *envelope.Spent
+}
+
+// settle fixes what the ack sends: what is left of the budget is shared out, the reply's share
+// being what it brings back.
+func (m *Incoming) settle() error {
+	if m.budget == nil {
+		return nil
+	}
+	var open []int
+	for i, x := range m.out {
+		if x.forward == nil && (x.o.Budget == nil || x.o.reserved) {
+			open = append(open, i)
+		}
+	}
+	shares := m.budget.Split(len(open))
+	for n, i := range open {
+		x := &m.out[i]
+		x.o.Budget = shares[n]
+		s, err := m.j.ib.b.seal(x.o)
+		if err != nil {
+			return err
+		}
+		x.s = s
+	}
+	return nil
+}
+
+// spent records what an attempt took off the budget, for the next one. What it only meant to send was
+// not spent.
+func (j *job) spent(m *Incoming) {
+	if j.env.Budget == nil {
+		return
+	}
+	m.mu.Lock()
+	left := m.budget
+	back := int64(len(m.out))
+	if m.reply {
+		back-- // it cost nothing
+	}
+	m.mu.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.del.Spent = spentOf(j.env.Budget, left, back)
+}
+
+// spentOf is the difference between two budgets, less some messages that were given back.
+func spentOf(all, left *envelope.Budget, back int64) *envelope.Spent {
+	s := &envelope.Spent{}
+	if all.Messages != nil && left.Messages != nil {
+		s.Messages = max(0, *all.Messages-*left.Messages-back)
+	}
+	if all.Tokens != nil && left.Tokens != nil {
+		s.Tokens = max(0, *all.Tokens-*left.Tokens)
+	}
+	if all.USD != nil && left.USD != nil {
+		s.USD = max(0, *all.USD-*left.USD)
+	}
+	if *s == (envelope.Spent{}) {
+		return nil
+	}
+	return s
+}
+
+// lend takes the share of a question out of the budget: what out names, else all that is left.
+func (m *Incoming) lend(out *Outgoing) (share *envelope.Budget, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.budget == nil {
+		return out.Budget, nil
+	}
+	if err := m.budget.Exhausted(time.Now()); err != nil {
+		return nil, err
+	}
+	if out.Budget != nil {
+		left, err := m.debitLocked(out.Budget)
+		if err != nil {
+			return nil, err
+		}
+		m.budget = left
+		return out.Budget, nil
+	}
+	rest, err := m.budget.Debit(1, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	out.Budget = rest
+	m.budget = rest.None()
+	return rest, nil
+}
+
+// giveBack returns what is left of a lent share.
+func (m *Incoming) giveBack(lent, left *envelope.Budget) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.budget != nil && left != nil && lent != nil {
+		m.budget = m.budget.Join(left.AtMost(lent))
+	}
 }
 
 // Ask sends a question at once and waits for its answer. The question and the record that
 // it was asked are one transaction: when the handler runs again, on this gateway or
 // another, the same Ask gives the answer that came, or goes on waiting, and never asks
-// twice; so when the gateway stops, it ends at once with [ErrHandover]. Unless out names one, the conversation is one of this agent's own within the message's. Errors: *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
-// first), [ErrUnknownAgent], or the store's.
+// twice; so when the gateway stops, it ends at once with [ErrHandover]. Waiting is a sign of life. Unless
+// out names one, the conversation is one of this agent's own within the message's. The question has all that is
+// left of the budget unless out names a share; its answer brings back the rest. Errors:
+// *[DeadLetterError] (the question was given up), *[NoAnswerError] (ctx ended
+// first), [ErrUnknownAgent], those of [Incoming.Send], or the store's.
 func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, error) {
 	j := m.j
 	ib := j.ib
+	m.mu.Lock()
 	m.asks++
+	n := m.asks
 	if out.ConversationID == "" {
 		// Not this message's own: an agent that is asked in a circle would wait for itself.
 		out.ConversationID = envelope.DerivedID(j.env.ConversationID, ib.spec.ID)
 	}
-	m.inherit(&out, fmt.Sprintf("ask/%d", m.asks))
+	hops, err := m.inheritLocked(&out, fmt.Sprintf("ask/%d", n))
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if n > maxAsks {
+		return nil, fmt.Errorf("one handling may ask %d questions", maxAsks)
+	}
 	out.ReplyTo = ib.spec.ID
+	lent, err := m.lend(&out)
+	if err != nil {
+		return nil, err
+	}
 	j.mu.Lock()
 	ans := j.answers[out.ID]
 	before := slices.Contains(j.asked, out.ID)
 	j.mu.Unlock()
-	if ans != nil {
-		return ans, nil
-	}
-	if m.asks > maxAsks {
-		return nil, fmt.Errorf("one handling may ask %d questions", maxAsks)
-	}
-	if before {
+	switch {
+	case ans != nil:
+	case before:
 		// Asked by an earlier run: its fate may have been told while nobody listened.
 		if st, err := ib.b.Lookup(ctx, out.ID); err == nil && st.Facts.Dead {
-			return nil, &DeadLetterError{MessageID: out.ID, Agent: out.To.Agent, Class: st.Facts.Class, Reason: st.Facts.Reason}
+			return nil, m.askDied(lent, out, st.Facts)
 		}
-	} else {
-		if err := m.ask(ctx, out); err != nil {
+	default:
+		if err := m.ask(ctx, out, hops); err != nil {
+			m.giveBack(lent, lent) // at worst it was written and costs nothing more than one message
 			return nil, err
 		}
 	}
+	if ans == nil {
+		if ans, err = m.awaitAnswer(ctx, lent, out); err != nil {
+			return nil, err
+		}
+	}
+	m.giveBack(lent, ans.Budget)
+	return ib.b.Resolve(ctx, ans)
+}
+
+// awaitAnswer waits for the answer to a question that was asked.
+func (m *Incoming) awaitAnswer(ctx context.Context, lent *envelope.Budget, out Outgoing) (*envelope.Sealed, error) {
+	j, ib := m.j, m.j.ib
+	m.lease.pause()
+	defer m.lease.renew()
 	ib.b.tracks.hold(out.ID, 1)
 	defer ib.b.tracks.hold(out.ID, -1)
 	for {
@@ -167,7 +476,7 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 		}
 		tr, changed, _ := ib.b.tracks.get(out.ID)
 		if tr.Facts.Dead {
-			return nil, &DeadLetterError{MessageID: out.ID, Agent: out.To.Agent, Class: tr.Facts.Class, Reason: tr.Facts.Reason}
+			return nil, m.askDied(lent, out, tr.Facts)
 		}
 		select {
 		case <-answered:
@@ -180,14 +489,70 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 	}
 }
 
+// askDied is the end of a question in the dead letters. What it was lent comes back when it died
+// before anybody could spend it.
+func (m *Incoming) askDied(lent *envelope.Budget, out Outgoing, f Facts) error {
+	if !f.Delivered {
+		m.giveBack(lent, lent)
+	}
+	return &DeadLetterError{MessageID: out.ID, Agent: out.To.Agent, Class: f.Class, Reason: f.Reason}
+}
+
+// Leg is one question of an AskAll and what became of it.
+type Leg struct {
+	To     envelope.Address
+	Answer *envelope.Sealed
+	Err    error
+}
+
+// AskAll asks several agents at the same time and waits for all; every leg has its own fate. Those without
+// a budget of their own share what is left equally.
+func (m *Incoming) AskAll(ctx context.Context, outs []Outgoing) []Leg {
+	legs := make([]Leg, len(outs))
+	m.mu.Lock()
+	base := m.asks
+	shares := m.budget.Split(len(outs))
+	m.mu.Unlock()
+	var wg sync.WaitGroup
+	for i, o := range outs {
+		if o.Budget == nil && shares[i] != nil {
+			// The question itself is paid for out of its share.
+			rest, err := shares[i].Debit(1, 0, 0)
+			if err != nil {
+				legs[i] = Leg{To: o.To, Err: err}
+				continue
+			}
+			o.Budget = rest
+		}
+		if o.ID == "" {
+			h := sha256.Sum256(append([]byte(o.To.String()+"\x00"+o.Capability+"\x00"), o.Payload...))
+			o.ID = envelope.DerivedID(m.j.env.MessageID, fmt.Sprintf("askall/%d/%d/%s", base, i, hex.EncodeToString(h[:8])))
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			ans, err := m.Ask(ctx, o)
+			legs[i] = Leg{To: o.To, Answer: ans, Err: err}
+		}()
+	}
+	wg.Wait()
+	return legs
+}
+
 // ask writes the question and that it was asked.
-func (m *Incoming) ask(ctx context.Context, out Outgoing) error {
+func (m *Incoming) ask(ctx context.Context, out Outgoing, hops []envelope.Hop) error {
 	j, ib := m.j, m.j.ib
 	if err := ib.b.checkTarget(ctx, out.To); err != nil {
 		return err
 	}
+	if err := ib.b.roomFor(out.To.Agent); err != nil {
+		return err
+	}
 	s, err := ib.b.seal(out)
 	if err != nil {
+		return err
+	}
+	if err := ib.b.putPayload(ctx, s); err != nil {
 		return err
 	}
 	ib.b.tracks.begin(s)
@@ -201,7 +566,7 @@ func (m *Incoming) ask(ctx context.Context, out Outgoing) error {
 	ib.asks[s.MessageID] = j
 	ib.mu.Unlock()
 	written := make(chan error, 1)
-	j.park([]*envelope.Sealed{s}, func(at envelope.Time, err error) {
+	j.park([]outgoing{{s: s, hops: hops}}, func(at envelope.Time, err error) {
 		if err == nil {
 			ib.b.sent(s, at)
 		}

@@ -22,6 +22,9 @@ const (
 	pendingRoot    = Root + "pending/"
 	deadRoot       = Root + "deadletters/"
 	resultsRoot    = Root + "results/"
+	termsRoot      = Root + "terms/"
+	blobsRoot      = Root + "blobs/"
+	fanoutsRoot    = Root + "fanouts/"
 
 	agentOwners = ownersPrefix + "agents/"
 )
@@ -42,6 +45,11 @@ func deadKey(agent, id string) string          { return deadRoot + agent + "/" +
 func resultsPrefix(gw string) string           { return resultsRoot + gw + "/" }
 func resultKey(gw, id string) string           { return resultsRoot + gw + "/" + id }
 func slotKey(from, to string, n uint64) string { return lanePrefix(from, to) + padded(n) }
+func termKey(agent string) string              { return termsRoot + agent }
+func blobPrefix(gw, id string) string          { return blobsRoot + gw + "/" + id + "/" }
+func blobKey(gw, id string, n int) string      { return blobPrefix(gw, id) + fmt.Sprintf("%04d", n) }
+func blobAboutKey(gw, id string) string        { return blobPrefix(gw, id) + "about" }
+func fanoutKey(gw, id string) string           { return fanoutsRoot + gw + "/" + id }
 func ledgerKey(gw, agent string, n uint64) string {
 	return ledgerPrefix(gw, agent) + padded(n)
 }

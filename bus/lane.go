@@ -33,6 +33,8 @@ type laneShared struct {
 	cursor atomic.Uint64
 	// waiting is the number of slots not yet deleted.
 	waiting atomic.Int64
+	// sent and taken count envelopes: ever put into the lane, and taken as far as this gateway knows.
+	sent, taken atomic.Uint64
 }
 
 // laneJump is added to the newest known number when a lane's bell was deleted or made unreadable by
@@ -78,6 +80,7 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		return nil, err
 	}
 	raise(&l.cursor, h.Cursor)
+	raise(&l.taken, h.Count)
 	l.waiting.Store(int64(len(l.slots)))
 	if h.Cursor > l.seq {
 		l.seq, l.count = h.Cursor, h.Count
@@ -86,6 +89,7 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		l.seq += laneJump
 		l.count = max(l.count, h.Count)
 	}
+	raise(&l.sent, l.count)
 	return l, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +35,18 @@ type Outgoing struct {
 	Terminal    bool
 	Budget      *envelope.Budget
 	Traceparent string
+	// MaxAttempts, AckTimeout and RetryDelay ask the receiver for other numbers than its own; 0: its own.
+	MaxAttempts            int
+	AckTimeout, RetryDelay time.Duration
+	// AttemptID names this try of the sender; at most 64 characters. Another try of the same ID is no other message.
+	AttemptID string
+
+	// reserved: made by the bus itself, so its budget is filled in and its capability may be one of the mesh.
+	reserved bool
 }
+
+// ReservedCapability begins the capabilities that the bus answers itself; nobody else may send them.
+const ReservedCapability = "mesh."
 
 // seal fills the defaults and fixes the bytes.
 func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
@@ -56,49 +68,105 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 	if len(o.Payload) > b.cfg.MaxPayload {
 		return nil, fmt.Errorf("payload is %d bytes, at most %d: %w", len(o.Payload), b.cfg.MaxPayload, ErrTooLarge)
 	}
-	return envelope.Seal(envelope.Envelope{
+	if !o.reserved && strings.HasPrefix(o.Capability, ReservedCapability) {
+		return nil, fmt.Errorf("%w: capability %q: those that begin with %q are the mesh's own", envelope.ErrInvalid, o.Capability, ReservedCapability)
+	}
+	if len(o.AttemptID) > 64 {
+		return nil, fmt.Errorf("%w: attempt_id is %d bytes, at most 64", envelope.ErrInvalid, len(o.AttemptID))
+	}
+	e := envelope.Envelope{
 		SchemaVersion: envelope.Version, MessageID: o.ID, CorrelationID: o.CorrelationID, ConversationID: o.ConversationID,
 		InReplyTo: o.InReplyTo, ReplyTo: o.ReplyTo, SourceGateway: b.cfg.Gateway, SourceAgent: o.From,
 		TargetGateway: o.To.Gateway, TargetAgent: o.To.Agent, Capability: o.Capability, Payload: o.Payload,
 		CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(o.TTL), MaxHops: o.MaxHops, Terminal: o.Terminal,
 		Budget: o.Budget, Traceparent: o.Traceparent,
-	})
+		MaxAttempts: o.MaxAttempts, AckTimeout: envelope.MillisOf(o.AckTimeout), RetryDelay: envelope.MillisOf(o.RetryDelay),
+	}
+	if len(o.Payload) > envelope.MaxPayload {
+		s, _, err := envelope.SealClaim(e)
+		return s, err
+	}
+	return envelope.Seal(e)
 }
 
 // Send puts a message into its target's inbox. When it returns nil the message is accepted: it
-// is durable in the store. Errors: envelope.ErrInvalid, [ErrTooLarge], [ErrUnknownAgent],
+// is durable in the store. Errors: envelope.ErrInvalid, [ErrTooLarge], [ErrUnknownAgent], [ErrInboxFull],
+// [ErrExpired], *envelope.BudgetError (nothing is left, so nothing was dispatched),
 // [ErrStopped], [ErrUnavailable] (nothing was written), [ErrOutcomeUnknown] (it may
 // have been; the returned envelope has the id to look for or to send again).
 func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
-	s, err := b.seal(o)
-	if err != nil {
+	all, err := b.sendAll(ctx, []Outgoing{o}, nil)
+	if len(all) == 0 {
 		return nil, err
+	}
+	return all[0], err
+}
+
+// sendAll puts messages into their targets' inboxes in one transaction, with extra.
+func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelope.Sealed) []Op) ([]*envelope.Sealed, error) {
+	all := make([]*envelope.Sealed, len(outs))
+	u := &unit{ctx: ctx}
+	for i, o := range outs {
+		if err := o.Budget.Exhausted(time.Now()); err != nil {
+			return nil, err
+		}
+		s, err := b.seal(o)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = s
+		u.send(outgoing{o: o, s: s})
 	}
 	if b.stopping.Load() {
 		return nil, ErrStopped
 	}
-	if err := b.checkTarget(ctx, o.To); err != nil {
-		return nil, err
+	for _, o := range outs {
+		if err := b.checkTarget(ctx, o.To); err != nil {
+			return nil, err
+		}
+		if err := b.roomFor(o.To.Agent); err != nil {
+			return nil, err
+		}
 	}
 	if b.writer.full() {
 		return nil, fmt.Errorf("%w: %d MiB wait to be written already", ErrUnavailable, queueBytes>>20)
 	}
-	b.tracks.begin(s)
+	for _, s := range all {
+		if err := b.putPayload(ctx, s); err != nil {
+			return nil, err
+		}
+		b.tracks.begin(s)
+	}
+	if extra != nil {
+		u.extra = extra(all)
+	}
 	done := make(chan error, 1)
-	u := &unit{ctx: ctx, sends: []*envelope.Sealed{s}, items: [][]byte{encodeItem(s, nil)}}
 	u.done = func(err error) {
 		if err == nil {
-			b.sent(s, u.at)
+			for _, s := range all {
+				b.sent(s, u.at)
+			}
 		}
 		done <- err
 	}
 	b.writer.submit(u)
 	select {
 	case err := <-done:
-		return s, err
+		return all, err
 	case <-ctx.Done():
-		return s, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+		return all, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
+}
+
+// roomFor refuses a message for an inbox that holds all it may of this gateway. Replies are never refused.
+func (b *Bus) roomFor(agent string) error {
+	l := b.outbox.shared(agent)
+	sent, taken := l.sent.Load(), l.taken.Load()
+	if sent < taken || sent-taken < uint64(b.cfg.MaxInbox) {
+		return nil
+	}
+	owner := b.OwnerOf(agent)
+	return &InboxFullError{Agent: agent, Waiting: sent - taken, Owner: owner}
 }
 
 // sent makes acceptance known. It may run after others took the message: at, the time of its
@@ -155,6 +223,12 @@ type readMark struct {
 	n    int
 }
 
+// known takes in how far the receiver is.
+func (l *laneShared) known(h receiptHead) {
+	raise(&l.cursor, h.Cursor)
+	raise(&l.taken, h.Count)
+}
+
 func newOutbox(b *Bus) *outbox {
 	return &outbox{b: b, lanes: map[string]*laneShared{}, read: map[string]readMark{}}
 }
@@ -190,7 +264,7 @@ func (o *outbox) prepare(ctx context.Context) error {
 	for _, p := range pairs {
 		if agent, h, ok := o.parse(p); ok {
 			o.read[agent] = readMark{h.Page, len(h.Receipts)}
-			raise(&o.shared(agent).cursor, h.Cursor)
+			o.shared(agent).known(h)
 		}
 	}
 	return nil
@@ -231,8 +305,7 @@ func (o *outbox) follow(ctx context.Context) {
 
 // receipts takes in what one agent's owner wrote since the last look.
 func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) error {
-	l := o.shared(agent)
-	raise(&l.cursor, h.Cursor)
+	o.shared(agent).known(h)
 	from := o.read[agent]
 	if h.Page < from.page || h.Page == from.page && len(h.Receipts) < from.n {
 		from = readMark{} // the key was deleted or restored: everything in it is news

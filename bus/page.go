@@ -29,6 +29,8 @@ type source struct {
 	entries []*laneEntry
 	// fetched is the newest entry that was read; only the lane's reader touches it.
 	fetched uint64
+	// careful is the newest entry whose messages the last owner may have died with.
+	careful uint64
 	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.
 	held, heldBytes int
 	// seen is the dedupe memory; order holds its keys, oldest first.

@@ -64,11 +64,11 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 	}
 	for _, u := range batch {
 		u.at = now
-		for i, e := range u.sends {
-			if _, ok := byLane[e.TargetAgent]; !ok {
-				order = append(order, e.TargetAgent)
+		for _, x := range u.sends {
+			if _, ok := byLane[x.to]; !ok {
+				order = append(order, x.to)
 			}
-			byLane[e.TargetAgent] = append(byLane[e.TargetAgent], u.items[i])
+			byLane[x.to] = append(byLane[x.to], x.item)
 		}
 		if u.owner != nil {
 			if _, ok := p.owners[u.owner]; !ok {
@@ -253,6 +253,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	for _, lw := range p.lanes {
 		lw.lane.slots = append(lw.lane.slots[:len(lw.lane.slots):len(lw.lane.slots)], lw.slots...)
 		lw.lane.waiting.Store(int64(len(lw.lane.slots)))
+		raise(&lw.lane.sent, lw.count)
 	}
 	for l := range p.freed {
 		l.waiting.Store(int64(len(l.slots)))

@@ -346,6 +346,13 @@ func (b *Bus) Owners() []Owner {
 	return list
 }
 
+// OwnerOf is the gateway that drains an agent's inbox, or "" when none does, as far as this one knows.
+func (b *Bus) OwnerOf(agent string) string {
+	b.elector.mu.Lock()
+	defer b.elector.mu.Unlock()
+	return b.elector.owners[agent].Gateway
+}
+
 // checkTarget refuses targets that nobody can ever have meant. An agent without an owner is
 // fine: its mail waits.
 func (b *Bus) checkTarget(ctx context.Context, to envelope.Address) error {

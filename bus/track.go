@@ -132,6 +132,8 @@ func (t *tracks) note(ev Event) {
 func (f *Facts) apply(ev Event) {
 	f.Accepted = true
 	switch ev.State {
+	case envelope.Queued: // again, out of the dead letters
+		f.Dead, f.Class, f.Reason = false, "", ""
 	case envelope.Delivered, envelope.Failed:
 		f.Delivered = true
 	case envelope.Acked:

@@ -3,6 +3,7 @@ package bus
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -29,7 +30,18 @@ type entry struct {
 // item is one envelope in a lane with what its path added.
 type item struct {
 	Envelope json.RawMessage `json:"envelope"`
-	Hops     []envelope.Hop  `json:"hops,omitempty"`
+	itemMeta
+}
+
+// itemMeta is not under the sender's signature: whoever passes the envelope on adds to it.
+type itemMeta struct {
+	Hops []envelope.Hop `json:"hops,omitempty"`
+	// AttemptID names the sender's try.
+	AttemptID string `json:"attempt_id,omitempty"`
+	// For is the agent that it is passed on to, when that is not the target_agent.
+	For string `json:"for,omitempty"`
+	// Spent is what those who passed it on took off its budget.
+	Spent *envelope.Spent `json:"spent,omitempty"`
 }
 
 // receipt is one fact about some messages that it became true of at the same time. The last
@@ -139,9 +151,22 @@ type pendingRecord struct {
 	// Lane and Item give its place in the order of the source.
 	Lane     uint64          `json:"lane_seq"`
 	Item     int             `json:"item"`
+	// From is the lane it came by: its source's, or that of who passed it on.
+	From     string          `json:"from"`
 	Envelope json.RawMessage `json:"envelope"`
 	// Asked names the questions that the handling has sent.
 	Asked []string `json:"asked,omitempty"`
+}
+
+// decodePending reads a pending record and the message in it; a missing one is an error too.
+func decodePending(p *Pair) (rec pendingRecord, env *envelope.Sealed, err error) {
+	if p == nil {
+		return rec, nil, errors.New("it is gone")
+	}
+	if err = json.Unmarshal(p.Value, &rec); err == nil {
+		env, err = envelope.Decode(rec.Envelope)
+	}
+	return rec, env, err
 }
 
 // deadRecord is a dead letter: everything about a message that was given up.
@@ -171,13 +196,13 @@ func mustEncode(v any) []byte {
 }
 
 // encodeItem is an item with the canonical bytes as they are.
-func encodeItem(s *envelope.Sealed, hops []envelope.Hop) []byte {
+func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
 	b := make([]byte, 0, len(s.Canonical())+32)
 	b = append(b, `{"envelope":`...)
 	b = append(b, s.Canonical()...)
-	if len(hops) > 0 {
-		b = append(b, `,"hops":`...)
-		b = append(b, mustEncode(hops)...)
+	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil {
+		b = append(b, ',')
+		return append(b, mustEncode(meta)[1:]...)
 	}
 	return append(b, '}')
 }

@@ -34,7 +34,7 @@ func sampleEntry(tb testing.TB) []byte {
 		if i%2 == 1 {
 			hops = []envelope.Hop{{Gateway: "billy", At: s.CreatedAt}}
 		}
-		items = append(items, encodeItem(s, hops))
+		items = append(items, encodeItem(s, itemMeta{Hops: hops}))
 	}
 	return encodeEntry(7, 42, envelope.At(mustTime("2026-11-22T10:00:00Z")), items)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -18,8 +19,7 @@ type unit struct {
 	// ctx bounds how long the caller waits; the writer drops the unit when it ended and
 	// the unit is known not to be written.
 	ctx   context.Context
-	sends []*envelope.Sealed
-	items [][]byte // sends, encoded
+	sends []laneItem
 
 	// What follows is an owner's, and is refused once it is deposed.
 	owner    *inbox
@@ -37,6 +37,23 @@ type unit struct {
 	// done gets the outcome exactly once, through finish.
 	done     func(error)
 	finished bool
+}
+
+// send adds a message to the unit. One that is passed on goes into another lane than its own target's.
+func (u *unit) send(x outgoing) {
+	meta := itemMeta{Hops: x.hops, AttemptID: x.o.AttemptID}
+	to := x.s.TargetAgent
+	if x.forward != nil {
+		to, meta.For, meta.Spent = x.forward.to, x.forward.to, x.forward.spent
+	}
+	u.sends = append(u.sends, laneItem{to: to, s: x.s, item: encodeItem(x.s, meta)})
+}
+
+// laneItem is one message on its way into a lane.
+type laneItem struct {
+	to   string
+	s    *envelope.Sealed
+	item []byte
 }
 
 func (u *unit) finish(err error) {
@@ -76,6 +93,7 @@ const (
 type writer struct {
 	b     *Bus
 	lanes map[string]*lane
+	limit *rate.Limiter
 	// used is the newest number of a lane that has to be read again.
 	used map[string]uint64
 
@@ -89,7 +107,7 @@ type writer struct {
 }
 
 func newWriter(b *Bus) *writer {
-	return &writer{b: b, lanes: make(map[string]*lane), used: make(map[string]uint64), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &writer{b: b, limit: rate.NewLimiter(rate.Limit(b.cfg.MaxWrites), max(1, b.cfg.MaxWrites/10)), lanes: make(map[string]*lane), used: make(map[string]uint64), wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // queueBytes bounds the sends that wait in memory.
@@ -123,8 +141,8 @@ func (w *writer) full() bool {
 // size is what the unit holds in memory.
 func (u *unit) size() int {
 	n := u.inTxn()
-	for _, it := range u.items {
-		n += len(it)
+	for _, x := range u.sends {
+		n += len(x.item)
 	}
 	return n
 }
@@ -192,14 +210,14 @@ func (w *writer) take() []*unit {
 	records := map[string]bool{}
 	for _, u := range w.queue {
 		o, s := ops, size+u.inTxn()
-		for i, e := range u.sends {
-			have, ok := lanes[e.TargetAgent]
+		for _, x := range u.sends {
+			have, ok := lanes[x.to]
 			if !ok {
 				o += 3
 				s += bellInline
 			}
 			// A big entry is not in the transaction, but for its first bytes until it is big.
-			s += min(bigEntry, have+len(u.items[i])) - min(bigEntry, have)
+			s += min(bigEntry, have+len(x.item)) - min(bigEntry, have)
 		}
 		if u.owner != nil && !owners[u.owner] {
 			o++
@@ -221,14 +239,14 @@ func (w *writer) take() []*unit {
 			// The second write of a record needs the index that the first one gets.
 			tooBig = tooBig || records[po.key]
 		}
-		for i, e := range u.sends {
-			tooBig = tooBig || lanes[e.TargetAgent]+len(u.items[i]) > entryBytes
+		for _, x := range u.sends {
+			tooBig = tooBig || lanes[x.to]+len(x.item) > entryBytes
 		}
 		if n > 0 && (o > lim.Ops || s > lim.Bytes || envelopes+len(u.sends) > batchUnits || n >= batchUnits || tooBig) {
 			break
 		}
-		for i, e := range u.sends {
-			lanes[e.TargetAgent] += len(u.items[i])
+		for _, x := range u.sends {
+			lanes[x.to] += len(x.item)
 		}
 		if u.owner != nil {
 			owners[u.owner] = true
@@ -291,6 +309,10 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 		p, err := w.build(ctx, batch)
 		if err == nil {
 			err = w.putBig(ctx, p)
+		}
+		if err == nil {
+			// A limit on what this gateway asks of the store: what waits meanwhile shares the next write.
+			err = w.limit.Wait(ctx)
 		}
 		if err == nil {
 			var pairs []Pair
@@ -440,6 +462,10 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 	rest := batch[:0:0]
 	for _, u := range batch {
 		err := u.ctx.Err()
+		if err == nil && !unknown && u.owner == nil && u.stale() {
+			u.finish(fmt.Errorf("%w while it waited to be written: nothing was written", ErrExpired))
+			continue
+		}
 		if err == nil {
 			rest = append(rest, u)
 			continue
@@ -454,6 +480,16 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 		u.finish(err)
 	}
 	return rest
+}
+
+// stale reports whether a message of the unit expired before it could be written.
+func (u *unit) stale() bool {
+	for _, x := range u.sends {
+		if x.s.Expired(time.Now(), envelope.DefaultSkew) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *writer) requeue(units []*unit) {

@@ -26,7 +26,12 @@
 //	payload          any JSON value; a JSON string is text
 //	created_at       RFC 3339 UTC, millisecond precision, the sender's clock
 //	ttl              milliseconds from created_at; after it, nobody may act on it
-//	max_hops         how many gateways may pass it on
+//	max_hops         how many agents may pass it, or what it causes, on
+//	max_attempts     how often the target may try; absent: the target's own number
+//	ack_timeout      milliseconds that one attempt may go without a sign of life; absent: the target's own
+//	retry_delay      milliseconds after the first failed attempt, doubling from there; absent: the target's own
+//	payload_size     bytes of a payload that lies outside of the envelope; payload is null then
+//	payload_sha256   its SHA-256, in lower-case hex
 //	terminal         true: must be handled where it arrives, never forwarded
 //	budget           what the causal chain may still spend (messages, tokens, usd, deadline)
 //	traceparent      W3C Trace Context; one that is malformed is carried, not refused

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,10 @@ const (
 	// MaxEncoded is the largest sealed envelope in bytes. All known fields at their limits
 	// take less; newer minors may use the rest.
 	MaxEncoded = MaxPayload + 8<<10
+	// MaxClaim is the largest payload that lies outside of its envelope, in bytes.
+	MaxClaim = 16 << 20
+	// MaxAttempts is the largest max_attempts.
+	MaxAttempts = 100
 	// MaxHops is the largest max_hops.
 	MaxHops = 32
 	// MaxTTL is the longest ttl.
@@ -59,6 +64,11 @@ type Envelope struct {
 	CreatedAt      Time            `json:"created_at"`
 	TTL            Millis          `json:"ttl"`
 	MaxHops        int             `json:"max_hops"`
+	MaxAttempts    int             `json:"max_attempts,omitempty"`
+	AckTimeout     Millis          `json:"ack_timeout,omitempty"`
+	RetryDelay     Millis          `json:"retry_delay,omitempty"`
+	PayloadSize    int64           `json:"payload_size,omitempty"`
+	PayloadSHA256  string          `json:"payload_sha256,omitempty"`
 	Terminal       bool            `json:"terminal,omitempty"`
 	Budget         *Budget         `json:"budget,omitempty"`
 	Traceparent    string          `json:"traceparent,omitempty"`
@@ -229,7 +239,34 @@ func (e *Envelope) Validate() error {
 	case e.MaxHops < 1 || e.MaxHops > MaxHops:
 		return invalid("max_hops is %d, want 1 to %d", e.MaxHops, MaxHops)
 	}
+	if err := e.validateRetry(); err != nil {
+		return err
+	}
 	return e.Budget.validate()
+}
+
+func (e *Envelope) validateRetry() error {
+	switch {
+	case e.MaxAttempts < 0 || e.MaxAttempts > MaxAttempts:
+		return invalid("max_attempts is %d, want 1 to %d", e.MaxAttempts, MaxAttempts)
+	case e.AckTimeout < 0 || e.AckTimeout.Duration() > MaxTTL:
+		return invalid("ack_timeout is %d ms, want 1 to %d", int64(e.AckTimeout), MaxTTL.Milliseconds())
+	case e.RetryDelay < 0 || e.RetryDelay.Duration() > MaxTTL:
+		return invalid("retry_delay is %d ms, want 1 to %d", int64(e.RetryDelay), MaxTTL.Milliseconds())
+	case (e.PayloadSize != 0) != (e.PayloadSHA256 != ""):
+		return invalid("payload_size and payload_sha256 go together")
+	case e.PayloadSize < 0 || e.PayloadSize > MaxClaim:
+		return invalid("payload_size is %d, want 1 to %d", e.PayloadSize, MaxClaim)
+	case e.PayloadSize > 0 && string(e.Payload) != "null":
+		return invalid("payload_size says that the payload lies elsewhere: payload must be null")
+	case e.PayloadSHA256 != "" && !isSHA256(e.PayloadSHA256):
+		return invalid("payload_sha256 %q is not 64 lower-case hex digits", clip(e.PayloadSHA256, 80))
+	}
+	return nil
+}
+
+func isSHA256(s string) bool {
+	return len(s) == 2*sha256.Size && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 func (b *Budget) validate() error {

@@ -44,6 +44,17 @@ func (e *Envelope) appendJSON(b []byte) ([]byte, bool) {
 	b = strconv.AppendInt(b, int64(e.TTL), 10)
 	b = append(b, `,"max_hops":`...)
 	b = strconv.AppendInt(b, int64(e.MaxHops), 10)
+	num := func(name string, n int64) {
+		if n != 0 {
+			b = append(b, name...)
+			b = strconv.AppendInt(b, n, 10)
+		}
+	}
+	num(`,"max_attempts":`, int64(e.MaxAttempts))
+	num(`,"ack_timeout":`, int64(e.AckTimeout))
+	num(`,"retry_delay":`, int64(e.RetryDelay))
+	num(`,"payload_size":`, e.PayloadSize)
+	opt(`,"payload_sha256":"`, e.PayloadSHA256)
 	if e.Terminal {
 		b = append(b, `,"terminal":true`...)
 	}
@@ -165,6 +176,8 @@ func (e *Envelope) setField(key string, value []byte) bool {
 		s = &e.Capability
 	case "traceparent":
 		s = &e.Traceparent
+	case "payload_sha256":
+		s = &e.PayloadSHA256
 	case "payload":
 		e.Payload = json.RawMessage(value)
 		return goodPayload(value)
@@ -177,6 +190,22 @@ func (e *Envelope) setField(key string, value []byte) bool {
 	case "max_hops":
 		n, ok := smallNumber(value)
 		e.MaxHops = int(n)
+		return ok
+	case "max_attempts":
+		n, ok := smallNumber(value)
+		e.MaxAttempts = int(n)
+		return ok
+	case "ack_timeout":
+		n, ok := smallNumber(value)
+		e.AckTimeout = Millis(n)
+		return ok
+	case "retry_delay":
+		n, ok := smallNumber(value)
+		e.RetryDelay = Millis(n)
+		return ok
+	case "payload_size":
+		n, ok := smallNumber(value)
+		e.PayloadSize = n
 		return ok
 	case "terminal":
 		e.Terminal = string(value) == "true"

@@ -40,6 +40,7 @@ func full() Envelope {
 	e.Capability = "infra.check"
 	e.Payload = json.RawMessage(`{"checks":["consul","nomad"],"limit":1.50,"deep":{"a":[null,true,{"b":""}]}}`)
 	e.CreatedAt = At(noon.Add(123 * time.Millisecond))
+	e.MaxAttempts, e.AckTimeout, e.RetryDelay = 3, 30_000, 250
 	e.Terminal = true
 	e.Budget = &Budget{Messages: ptr(int64(12)), Tokens: ptr(int64(50_000)), USD: ptr(0.25), Deadline: ptr(At(noon.Add(time.Minute)))}
 	e.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -138,6 +139,16 @@ func wildEnvelope() *rapid.Generator[Envelope] {
 			TTL:       often(millis(rapid.Int64Range(1, MaxTTL.Milliseconds())), millis(rapid.SampledFrom([]int64{0, -1, math.MinInt64, math.MaxInt64, MaxTTL.Milliseconds() + 1}))).Draw(t, "ttl"),
 			MaxHops:   often(rapid.IntRange(1, MaxHops), rapid.SampledFrom([]int{0, -1, MaxHops + 1})).Draw(t, "max_hops"),
 			Terminal:  rapid.Bool().Draw(t, "terminal"),
+		}
+		if rapid.Bool().Draw(t, "retry") {
+			e.MaxAttempts = often(rapid.IntRange(0, MaxAttempts), rapid.SampledFrom([]int{-1, MaxAttempts + 1})).Draw(t, "max_attempts")
+			ms := often(millis(rapid.Int64Range(0, MaxTTL.Milliseconds())), millis(rapid.SampledFrom([]int64{-1, math.MaxInt64, MaxTTL.Milliseconds() + 1})))
+			e.AckTimeout, e.RetryDelay = ms.Draw(t, "ack_timeout"), ms.Draw(t, "retry_delay")
+		}
+		if rapid.Uint8Range(0, 3).Draw(t, "claim") == 0 {
+			e.PayloadSize = often(rapid.Int64Range(1, MaxClaim), rapid.SampledFrom([]int64{0, -1, MaxClaim + 1})).Draw(t, "payload_size")
+			e.PayloadSHA256 = often(rapid.StringMatching(`[0-9a-f]{64}`), rapid.SampledFrom([]string{"", "00", strings.Repeat("A", 64), strings.Repeat("0", 65)})).Draw(t, "payload_sha256")
+			e.Payload = often(rapid.Just(json.RawMessage("null")), rapid.Just(json.RawMessage("1"))).Draw(t, "null")
 		}
 		if rapid.Bool().Draw(t, "budget") {
 			e.Budget = &Budget{

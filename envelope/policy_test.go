@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -59,39 +60,53 @@ func TestExpired(t *testing.T) {
 	}
 }
 
-func TestCheckHops(t *testing.T) {
+func TestCheckPath(t *testing.T) {
 	path := func(names ...string) []Hop {
 		var hops []Hop
 		for _, n := range names {
-			hops = append(hops, Hop{Gateway: n, At: At(noon)})
+			agent, gw, _ := strings.Cut(n, "@")
+			hops = append(hops, Hop{Gateway: gw, Agent: agent, At: At(noon)})
 		}
 		return hops
 	}
-	e := minimal()
-	e.MaxHops = 3
 	for _, c := range []struct {
-		hops []Hop
-		want string
+		hops   []Hop
+		target string
+		want   string
 	}{
-		{nil, ""},
-		{path("a", "b", "c"), ""},
-		{path("a", "b", "c", "d"), "4 hops, at most 3: a > b > c > d"},
-		{path("a", "b", "a"), "loop through a: a > b > a"},
-		{path("a", "b", "b"), "loop through b: a > b > b"},
+		{nil, "a", ""},
+		{path("a@x", "b@x", "c@y"), "d", ""},
+		{path("a@x", "b@y", "c@z", "d@x"), "e", "4 hops, at most 3: a@x > b@y > c@z > d@x > e"},
+		{path("a@x", "b@y", "c@z"), "a", "loop, a is on the path already: a@x > b@y > c@z > a"},
+		{path("a@x", "b@y", "b@z"), "c", "loop, b is on the path already: a@x > b@y > b@z > c"},
+		{path("@x", "@x"), "c", ""}, // agents that nobody named do not repeat
 	} {
+		err := CheckPath(c.hops, c.target, 3)
 		got := ""
-		if err := e.CheckHops(c.hops); err != nil {
+		if err != nil {
 			got = err.Error()
+			var h *HopsError
+			if !errors.As(err, &h) || h.Class() != ClassHops {
+				t.Errorf("%v is no HopsError of class hops", err)
+			}
 		}
 		if got != c.want {
-			t.Errorf("CheckHops(%v) = %q, want %q", c.hops, got, c.want)
+			t.Errorf("CheckPath(%v, %s) = %q, want %q", c.hops, c.target, got, c.want)
 		}
 	}
 	var many []Hop
-	for i := range 10_000 {
-		many = append(many, Hop{Gateway: fmt.Sprintf("gw-%d", i)})
+	for i := range 1000 {
+		many = append(many, Hop{Gateway: "gw", Agent: fmt.Sprintf("agent-%d", i)})
 	}
-	if err := e.CheckHops(many); err == nil || len(err.Error()) > 2*maxError || !strings.HasSuffix(err.Error(), "...") {
+	if err := CheckPath(many, "a", 3); err == nil || len(err.Error()) > 2*maxError || !strings.HasSuffix(err.Error(), "...") {
 		t.Errorf("a hostile path is not cut: %.100v", err)
+	}
+}
+
+func TestExpiredWith(t *testing.T) {
+	e := minimal()
+	late := e.ExpiresAt().Add(time.Hour)
+	if until := At(late.Add(time.Second)); e.ExpiredWith(late, 0, &until) || !e.ExpiredWith(late.Add(2*time.Second), 0, &until) || !e.ExpiredWith(late, 0, nil) {
+		t.Error("a redrive's end of life does not replace the envelope's")
 	}
 }

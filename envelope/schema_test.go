@@ -79,6 +79,9 @@ func TestSchemaLists(t *testing.T) {
 		got, want any
 	}{
 		{"ttl", d.Defs["envelope"].Properties["ttl"].Maximum.String(), fmt.Sprint(MaxTTL.Milliseconds())},
+		{"max_attempts", d.Defs["envelope"].Properties["max_attempts"].Maximum.String(), fmt.Sprint(MaxAttempts)},
+		{"payload_size", d.Defs["envelope"].Properties["payload_size"].Maximum.String(), fmt.Sprint(MaxClaim)},
+		{"redrives", d.Defs["delivery"].Properties["redrives"].MaxItems, maxFailures},
 		{"max_hops", d.Defs["envelope"].Properties["max_hops"].Maximum.String(), fmt.Sprint(MaxHops)},
 		{"label", d.Defs["label"].MaxLength, maxLabel},
 		{"keys", d.Defs["envelope"].MaxProperties, maxKeys},
@@ -217,9 +220,15 @@ func TestSchemaAgreesWithDecode(t *testing.T) {
 func TestSchemaOfDelivery(t *testing.T) {
 	schema := compileSchema(t, "#/$defs/delivery")
 	rapid.Check(t, func(t *rapid.T) {
-		d := Delivery{State: Queued, QueuedAt: ptr(At(noon)), Hops: []Hop{{"gw-jerry", At(noon)}}, Owner: "gw-bobby"}
+		d := Delivery{State: Queued, QueuedAt: ptr(At(noon)), Hops: []Hop{{"gw-jerry", "jerry", At(noon)}}, Owner: "gw-bobby",
+			For: "billy", AttemptID: "try-2", Spent: &Spent{Messages: 1, Tokens: 2, USD: 0.5}}
 		for range rapid.IntRange(0, 60).Draw(t, "steps") {
 			to := rapid.SampledFrom(States).Draw(t, "to")
+			if d.State == DeadLetter && rapid.Bool().Draw(t, "redrive") {
+				if err := d.Redrive("op", "gw-bobby", At(noon), ptr(At(noon))); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if d.Move(to, At(noon)) == nil && to == Failed {
 				d.Fail("gw-bobby", At(noon), rapid.SampledFrom(Classes).Draw(t, "class"), rapid.String().Draw(t, "error"))
 			}

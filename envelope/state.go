@@ -86,6 +86,10 @@ const (
 	ClassVersion Class = "unknown-version"
 	// ClassHops: too many hops.
 	ClassHops Class = "hops"
+	// ClassUnauthorised: the sender may not ask this of the agent.
+	ClassUnauthorised Class = "unauthorised"
+	// ClassBudget: its causal chain has nothing left to spend.
+	ClassBudget Class = "budget"
 	// ClassUndeliverable: it cannot be handled where it arrived.
 	ClassUndeliverable Class = "undeliverable"
 )
@@ -93,7 +97,7 @@ const (
 // Classes lists all classes.
 var Classes = []Class{
 	ClassRetry, ClassTimeout, ClassCrashed,
-	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUndeliverable,
+	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable,
 }
 
 // Retryable reports whether another attempt can help.
@@ -114,8 +118,16 @@ type Delivery struct {
 	RetryCount int `json:"retry_count"`
 	// Attempt is the number of the current or last attempt, from 1.
 	Attempt int `json:"attempt,omitempty"`
-	// Hops are the gateways it passed, in order.
+	// Crashes counts the attempts that ended with the process that made them.
+	Crashes int `json:"crashes,omitempty"`
+	// Hops are the agents that passed it, or its cause, on, in order.
 	Hops []Hop `json:"hops,omitempty"`
+	// For is the agent that it was passed on to, when that is not its target_agent.
+	For string `json:"for,omitempty"`
+	// AttemptID is the sender's name for the try by which it came.
+	AttemptID string `json:"attempt_id,omitempty"`
+	// Spent is what was taken off its budget so far.
+	Spent *Spent `json:"spent,omitempty"`
 	// Owner is the gateway that works on it.
 	Owner       string `json:"owner,omitempty"`
 	QueuedAt    *Time  `json:"queued_at,omitempty"`
@@ -126,14 +138,29 @@ type Delivery struct {
 	DeadAt        *Time  `json:"dead_at,omitempty"`
 	Class         Class  `json:"class,omitempty"`
 	LastError     string `json:"last_error,omitempty"`
+	// ExpiresAt is the end of life that a redrive gave it, in place of created_at + ttl.
+	ExpiresAt *Time `json:"expires_at,omitempty"`
+	// Redrives are its returns from the dead letters, oldest first.
+	Redrives []Redrive `json:"redrives,omitempty"`
 	// Failures keeps the last attempts that failed, oldest first.
 	Failures []Failure `json:"failures,omitempty"`
 }
 
-// Hop is one gateway on the path.
+// Hop is one agent on the path, and the gateway where it was.
 type Hop struct {
 	Gateway string `json:"gateway"`
+	Agent   string `json:"agent"`
 	At      Time   `json:"at"`
+}
+
+// Redrive is one return from the dead letters: who wanted it, and what the message had died of.
+type Redrive struct {
+	At      Time   `json:"at"`
+	By      string `json:"by"`
+	Gateway string `json:"gateway"`
+	DeadAt  *Time  `json:"dead_at,omitempty"`
+	Class   Class  `json:"class,omitempty"`
+	Error   string `json:"error"`
 }
 
 // Failure is one attempt that did not work.
@@ -180,6 +207,9 @@ func (d *Delivery) Move(to State, at Time) error {
 // Fail records a failed attempt beside the state.
 func (d *Delivery) Fail(gateway string, at Time, class Class, err string) {
 	d.Class, d.LastError = class, clip(err, maxError)
+	if class == ClassCrashed {
+		d.Crashes++
+	}
 	f := Failure{Attempt: d.Attempt, Gateway: gateway, At: at, Class: class, Error: d.LastError}
 	old := d.Failures
 	if n := len(old); n >= maxFailures {
@@ -199,3 +229,25 @@ func (d *Delivery) Handover(gateway string, at Time) error {
 	d.Fail(gateway, at, ClassRetry, "handed over: the gateway stops")
 	return d.Move(Queued, at)
 }
+
+// Redrive takes a dead letter back to the queue with all its history; attempts that failed no longer count
+// against it. A given end of life replaces the envelope's.
+func (d *Delivery) Redrive(by, gateway string, at Time, expires *Time) error {
+	was := Redrive{At: at, By: by, Gateway: gateway, DeadAt: d.DeadAt, Class: d.Class, Error: d.LastError}
+	if err := d.Move(Queued, at); err != nil {
+		return err
+	}
+	old := d.Redrives
+	if n := len(old); n >= maxFailures {
+		old = slices.Concat(old[:1], old[n-maxFailures+2:])
+	}
+	d.Redrives = append(slices.Clip(old), was)
+	d.RetryCount, d.Crashes, d.Class, d.LastError, d.NextAttemptAt = 0, 0, "", "", nil
+	if expires != nil {
+		d.ExpiresAt = expires
+	}
+	return nil
+}
+
+// Clip shortens an error text to what a delivery records.
+func Clip(text string) string { return clip(text, maxError) }

@@ -104,7 +104,7 @@ func TestTableInDoc(t *testing.T) {
 
 // TestFieldsInDoc: the package comment explains every field of the envelope, in order.
 func TestFieldsInDoc(t *testing.T) {
-	field := regexp.MustCompile(`^\t([a-z_]+) {2,}\S`)
+	field := regexp.MustCompile(`^\t([a-z0-9_]+) {2,}\S`)
 	var got, want []string
 	for _, l := range docLines(t) {
 		if m := field.FindStringSubmatch(l); m != nil && !strings.Contains(l, "->") {

@@ -1,0 +1,280 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+const (
+	// reconcileEvery is how often strays are looked for. Looking costs reads only.
+	reconcileEvery = time.Minute
+	// goneAfter is how long a gateway may be away before another one clears up after it.
+	goneAfter = time.Hour
+	janitor   = ownersPrefix + "duties/janitor"
+)
+
+// reconciler finds what nobody will come back to, and resolves it.
+type reconciler struct {
+	b *Bus
+	// strays are the inboxes that a stray was reported of; gone is when a gateway was first found absent.
+	strays map[string]bool
+	gone   map[string]time.Time
+}
+
+func (r *reconciler) run(ctx context.Context) {
+	t := time.NewTicker(reconcileEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		if !r.b.session.trusted() {
+			continue
+		}
+		if err := r.pass(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
+			r.b.log.Warn("clearing up failed; trying again", "in", reconcileEvery, "error", err)
+		}
+	}
+}
+
+// pass looks at everything once.
+func (r *reconciler) pass(ctx context.Context) error {
+	b := r.b
+	own := Op{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: b.session.id()}
+	r.findStrays()
+	_, err := b.dropBlobs(ctx, b.cfg.Gateway, own)
+	errs := []error{err, b.dropFanouts(ctx, b.cfg.Gateway, own)}
+	for _, ib := range b.elector.running() {
+		errs = append(errs, ib.dropDead(ctx), ib.dropAnswers(ctx))
+	}
+	return errors.Join(append(errs, r.clearGone(ctx))...)
+}
+
+// findStrays reports, once each, the inboxes in which mail of this gateway waits and that nobody owns.
+func (r *reconciler) findStrays() {
+	o := r.b.outbox
+	o.mu.Lock()
+	waiting := map[string]uint64{}
+	for to, l := range o.lanes {
+		if sent, taken := l.sent.Load(), l.taken.Load(); sent > taken {
+			waiting[to] = sent - taken
+		}
+	}
+	o.mu.Unlock()
+	for to := range r.strays {
+		if waiting[to] == 0 || r.b.OwnerOf(to) != "" {
+			delete(r.strays, to)
+		}
+	}
+	for to, n := range waiting {
+		if r.strays[to] || r.b.OwnerOf(to) != "" {
+			continue
+		}
+		r.strays[to] = true
+		r.b.emit(Event{Event: EventStray, At: envelope.At(time.Now()), Gateway: r.b.cfg.Gateway, To: to,
+			Reason: fmt.Sprintf("%d messages wait and nobody owns the inbox: start a gateway that may run %s; what passes its ttl is given up then", n, to)})
+	}
+}
+
+// dropFanouts deletes the records of fan-outs that are older than answers are kept.
+func (b *Bus) dropFanouts(ctx context.Context, gw string, fence Op) error {
+	return b.dropOld(ctx, fanoutsRoot+gw+"/", fence)
+}
+
+// dropOld deletes records with an "at" that is older than answers are kept.
+func (b *Bus) dropOld(ctx context.Context, prefix string, fence Op) error {
+	keys, err := b.store.Keys(ctx, prefix, "")
+	if err != nil {
+		return fmt.Errorf("list %s: %w", prefix, err)
+	}
+	ops := []Op{fence}
+	flush := func() error {
+		if len(ops) == 1 {
+			return nil
+		}
+		_, err := b.store.Txn(ctx, ops)
+		ops = []Op{fence}
+		if err != nil {
+			return fmt.Errorf("delete below %s: %w", prefix, err)
+		}
+		return nil
+	}
+	for _, k := range keys {
+		raw, err := b.store.Read(ctx, k)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", k, err)
+		}
+		var r struct {
+			At envelope.Time `json:"at"`
+		}
+		if json.Unmarshal(raw, &r) == nil && time.Since(r.At.Time) < b.cfg.ResultRetention {
+			continue
+		}
+		if ops = append(ops, Op{Verb: OpDelete, Key: k}); len(ops) == b.store.Limits().Ops {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// dropAnswers deletes answers whose question has no record any more: nothing will read them.
+func (ib *inbox) dropAnswers(ctx context.Context) error {
+	prefix := pendingPrefix(ib.spec.ID)
+	keys, err := ib.b.store.Keys(ctx, prefix, "")
+	if err != nil {
+		return fmt.Errorf("list %s: %w", prefix, err)
+	}
+	records := map[string]bool{}
+	for _, k := range keys {
+		if !strings.Contains(k[len(prefix):], "/") {
+			records[k[len(prefix):]] = true
+		}
+	}
+	var ops []Op
+	for _, k := range keys {
+		id, rest, _ := strings.Cut(k[len(prefix):], "/")
+		ib.mu.Lock()
+		here := ib.holds(id)
+		ib.mu.Unlock()
+		if rest != "" && !records[id] && !here && len(ops) < ib.b.store.Limits().Ops-4 {
+			ops = append(ops, Op{Verb: OpDelete, Key: k})
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	done := make(chan error, 1)
+	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, extra: ops, done: func(err error) { done <- err }})
+	return <-done
+}
+
+// holds reports whether a message is in memory, whoever sent it; ib.mu is held.
+func (ib *inbox) holds(id string) bool {
+	for key := range ib.active {
+		if strings.HasSuffix(key, "/"+id) {
+			return true
+		}
+	}
+	return false
+}
+
+// clearGone deletes what gateways left that have been away for long: slots that were taken, answers, fan-outs and
+// chunks past their time. One gateway does it at a time; a gateway that comes back finds its
+// bells, cursors and ledgers as they were.
+func (r *reconciler) clearGone(ctx context.Context) error {
+	b := r.b
+	gone, err := r.absent(ctx)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	session := b.session.id()
+	_, err = b.store.Txn(ctx, []Op{
+		{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: session},
+		{Verb: OpLock, Key: janitor, Session: session, Value: mustEncode(map[string]string{"gateway": b.cfg.Gateway})},
+	})
+	var refused *TxnError
+	if errors.As(err, &refused) {
+		return nil // another one does it
+	}
+	if err != nil {
+		return fmt.Errorf("take the janitor's duty: %w", err)
+	}
+	fence := Op{Verb: OpCheckSession, Key: janitor, Session: session}
+	var errs []error
+	for _, gw := range gone {
+		n, err := b.dropBlobs(ctx, gw, fence)
+		errs = append(errs, err, b.dropOld(ctx, resultsPrefix(gw), fence), b.dropFanouts(ctx, gw, fence))
+		m, err := b.dropTakenSlots(ctx, gw, fence)
+		errs = append(errs, err)
+		if n+m > 0 {
+			b.log.Info("cleared up after a gateway that is gone", "gateway", gw, "payloads", n, "slots", m)
+		}
+	}
+	_, err = b.store.Txn(ctx, []Op{fence, {Verb: OpDelete, Key: janitor}})
+	return errors.Join(append(errs, err)...)
+}
+
+// absent lists the gateways that left something in the store and have had no session for goneAfter,
+// as far as this gateway has seen.
+func (r *reconciler) absent(ctx context.Context) ([]string, error) {
+	b := r.b
+	left := map[string]bool{}
+	for _, root := range []string{lanesRoot, blobsRoot, resultsRoot, fanoutsRoot} {
+		keys, err := b.store.Keys(ctx, root, "/")
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", root, err)
+		}
+		for _, k := range keys {
+			left[strings.TrimSuffix(k[len(root):], "/")] = true
+		}
+	}
+	locks, err := b.store.Keys(ctx, ownersPrefix+"gateways/", "")
+	if err != nil {
+		return nil, fmt.Errorf("list gateways: %w", err)
+	}
+	for _, k := range locks {
+		delete(left, k[len(ownersPrefix+"gateways/"):])
+	}
+	var gone []string
+	for gw := range left {
+		since, ok := r.gone[gw]
+		if !ok {
+			since = time.Now()
+			r.gone[gw] = since
+		}
+		if time.Since(since) >= goneAfter {
+			gone = append(gone, gw)
+		}
+	}
+	for gw := range r.gone {
+		if !left[gw] {
+			delete(r.gone, gw)
+		}
+	}
+	sort.Strings(gone)
+	return gone, nil
+}
+
+// dropTakenSlots deletes the slots of a gateway's lanes that their receivers have taken.
+func (b *Bus) dropTakenSlots(ctx context.Context, gw string, fence Op) (n int, err error) {
+	prefix := lanesRoot + gw + "/"
+	keys, err := b.store.Keys(ctx, prefix, "")
+	if err != nil {
+		return 0, fmt.Errorf("list %s: %w", prefix, err)
+	}
+	cursors := map[string]uint64{}
+	ops := []Op{fence}
+	for i, k := range keys {
+		agent, num, _ := strings.Cut(k[len(prefix):], "/")
+		seq, ok := parsePadded(num)
+		if _, read := cursors[agent]; ok && !read {
+			h, _, err := b.readHead(ctx, gw, agent)
+			if err != nil && !errors.Is(err, errUnreadable) {
+				return n, err
+			}
+			cursors[agent] = h.Cursor
+		}
+		if ok && seq <= cursors[agent] {
+			ops = append(ops, Op{Verb: OpDelete, Key: k})
+		}
+		if len(ops) == b.store.Limits().Ops || i == len(keys)-1 && len(ops) > 1 {
+			if _, err := b.store.Txn(ctx, ops); err != nil {
+				return n, fmt.Errorf("delete slots of %s: %w", gw, err)
+			}
+			n += len(ops) - 1
+			ops = ops[:1:1]
+		}
+	}
+	return n, nil
+}

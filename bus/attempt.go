@@ -172,7 +172,7 @@ func (j *job) call(ctx context.Context, m *Incoming) (err error) {
 			err = fmt.Errorf("handler panicked: %v", r)
 		}
 	}()
-	if strings.HasPrefix(j.env.Capability, ReservedCapability) {
+	if j.env.InReplyTo == "" && strings.HasPrefix(j.env.Capability, ReservedCapability) {
 		return j.ib.operate(ctx, m)
 	}
 	return j.ib.handler.Handle(ctx, m)

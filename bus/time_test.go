@@ -406,37 +406,6 @@ func TestResultsAreDropped(t *testing.T) {
 	})
 }
 
-// An agent that is asked by whom it asks, within one conversation, answers.
-func TestAskInACircle(t *testing.T) {
-	inBubble(t, func(b *bubble) {
-		g := b.gateway("jerry", nil)
-		ask := func(ctx context.Context, m *bus.Incoming, to, body string) error {
-			a, err := m.Ask(ctx, bus.Outgoing{To: envelope.Address{Agent: to}, Payload: envelope.TextPayload(body)})
-			if err != nil {
-				return err
-			}
-			return m.Reply(a.Payload)
-		}
-		b.serve(g, bus.AgentSpec{ID: "one"}, func(ctx context.Context, m *bus.Incoming) error {
-			if m.Envelope().Text() == "back" {
-				return m.Reply(envelope.TextPayload("done"))
-			}
-			return ask(ctx, m, "two", "x")
-		})
-		b.serve(g, bus.AgentSpec{ID: "two"}, func(ctx context.Context, m *bus.Incoming) error { return ask(ctx, m, "one", "back") })
-		s, err := g.AskAPI(b.Context(), bus.Outgoing{To: envelope.Address{Agent: "one"}, From: "user", Payload: envelope.TextPayload("start")})
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.pass(time.Second)
-		tr, _, _ := g.Track(s.MessageID)
-		if !tr.Facts.Replied || tr.Reply.Text() != "done" {
-			b.Errorf("%+v", tr.Facts)
-		}
-		b.stop(g)
-	})
-}
-
 // Who waits for a message is told, however many others come meanwhile.
 func TestWaitersAreNotForgotten(t *testing.T) {
 	inBubble(t, func(b *bubble) {

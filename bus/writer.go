@@ -462,8 +462,12 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 	rest := batch[:0:0]
 	for _, u := range batch {
 		err := u.ctx.Err()
-		if err == nil && !unknown && u.owner == nil && u.stale() {
-			u.finish(fmt.Errorf("%w while it waited to be written: nothing was written", ErrExpired))
+		if err == nil && u.owner == nil && u.stale() {
+			err = fmt.Errorf("%w while it waited to be written", ErrExpired)
+			if unknown {
+				err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+			}
+			u.finish(err)
 			continue
 		}
 		if err == nil {

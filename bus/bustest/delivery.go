@@ -45,6 +45,12 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"UnreadableMailIsSetAside", unreadable},
 		{"BellsAndCursorsMended", mended},
 		{"WritesPerMessage", writesPerMessage},
+		{"DeadLettersRedriveAndPurge", redrive},
+		{"RedriveSurvivesItsOwner", redriveSurvives},
+		{"ClaimCheck", claim},
+		{"FanOut", fanOut},
+		{"AskAll", askAll},
+		{"UncleanTakeover", uncleanTakeover},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}

@@ -232,7 +232,8 @@ func testSessions(t *testing.T, s *Store) {
 			t.Errorf("destroy %s: %v", gone, err)
 		}
 		var refused *bus.TxnError
-		_, err := s.Txn(ctx, []bus.Op{set("s/other", "x"), {Verb: bus.OpLock, Key: "s/lock", Session: gone}})
+		// Another key: on the one that was just freed, the lock-delay would be the answer.
+		_, err := s.Txn(ctx, []bus.Op{set("s/other", "x"), {Verb: bus.OpLock, Key: "s/free", Session: gone}})
 		if !errors.Is(err, bus.ErrNoSession) || !errors.As(err, &refused) || !refused.Refused(1) {
 			t.Errorf("lock with %s: %v", gone, err)
 		}

@@ -53,7 +53,7 @@ func newMesh(t testing.TB, retry bus.RetryPolicy, handlers map[string]bus.Handle
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := bus.New(bus.Config{Gateway: "gw", Store: s, Retry: retry, DrainGrace: time.Millisecond})
+	b, err := bus.New(bus.Config{Gateway: "gw", Store: s, Retry: retry, DrainGrace: time.Millisecond, MaxPayload: envelope.MaxPayload})
 	if err != nil {
 		t.Fatal(err)
 	}

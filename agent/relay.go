@@ -11,10 +11,6 @@ import (
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
-// relayMessages is how many questions one causal chain may lead to when its budget does
-// not say: relays that send each other in circles end after as many.
-const relayMessages = 8
-
 // relay is a hub without a model: it finds whom a question is for, asks, and hands the
 // answer back with the name of who gave it.
 //
@@ -49,12 +45,14 @@ func (r *relay) Handle(ctx context.Context, m *bus.Incoming) error {
 	if !ok {
 		return r.say(m, r.help())
 	}
-	left := spend(e.Budget)
-	if left == nil {
-		return r.say(m, fmt.Sprintf("I did not ask %s: this question has been passed on %d times already (its message budget is used up).", c.name, relayMessages))
+	if e.Terminal {
+		return bus.Never(envelope.ClassUndeliverable, fmt.Errorf("%s is a relay, and the message is terminal: it must not be passed on", r.spec.ID))
+	}
+	if err := m.Guard(); err != nil {
+		return err
 	}
 
-	wait, cancel := context.WithDeadline(ctx, r.deadline(ctx, e))
+	wait, cancel := context.WithDeadline(ctx, r.deadline(ctx, m))
 	defer cancel()
 	answer, err := m.Ask(wait, bus.Outgoing{
 		To:         envelope.Address{Agent: c.agent, Gateway: c.gateway},
@@ -64,8 +62,7 @@ func (r *relay) Handle(ctx context.Context, m *bus.Incoming) error {
 		// us again in this one, it would wait behind the message that waits for its answer.
 		ConversationID: envelope.DerivedID(e.ConversationID, r.spec.ID),
 		// The question is good for nothing once who asked has given up.
-		TTL:    max(time.Until(e.ExpiresAt()), time.Second),
-		Budget: left,
+		TTL: max(time.Until(e.ExpiresAt()), time.Second),
 	})
 	if err == nil {
 		return r.say(m, fmt.Sprintf("%s (on %s): %s", c.name, answer.SourceGateway, Text(answer.Payload)))
@@ -91,9 +88,12 @@ func (r *relay) say(m *bus.Incoming, text string) error {
 }
 
 // deadline leaves time to say that there is no answer while somebody still listens.
-func (r *relay) deadline(ctx context.Context, e *envelope.Envelope) time.Time {
+func (r *relay) deadline(ctx context.Context, m *bus.Incoming) time.Time {
 	now := time.Now()
-	end := e.ExpiresAt()
+	end := m.Envelope().ExpiresAt()
+	if d := now.Add(m.AckTimeout()); d.Before(end) {
+		end = d
+	}
 	if d, ok := ctx.Deadline(); ok && d.Before(end) {
 		end = d
 	}
@@ -109,7 +109,15 @@ func (r *relay) deadline(ctx context.Context, e *envelope.Envelope) time.Time {
 func (r *relay) explain(c choice, err error) (string, bool) {
 	var noAnswer *bus.NoAnswerError
 	var dead *bus.DeadLetterError
+	var hops *envelope.HopsError
+	var budget *envelope.BudgetError
 	switch {
+	case errors.As(err, &hops):
+		return fmt.Sprintf("I did not ask %s: the question would go round in a circle or too far (%v).", c.name, hops), true
+	case errors.As(err, &budget):
+		return fmt.Sprintf("I did not ask %s: %v.", c.name, budget), true
+	case errors.Is(err, bus.ErrInboxFull):
+		return fmt.Sprintf("I cannot ask %s now: %v.", c.name, err), true
 	case errors.As(err, &noAnswer):
 		f := noAnswer.Facts
 		return fmt.Sprintf("No answer from %s so far. What is known of my question: accepted %s, delivered %s, acked %s. It goes on; its answer, if one comes, is found under %s.",
@@ -133,22 +141,4 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
-}
-
-// spend takes one message off a budget; nil when nothing is left.
-func spend(b *envelope.Budget) *envelope.Budget {
-	left := envelope.Budget{}
-	if b != nil {
-		left = *b
-	}
-	n := int64(relayMessages)
-	if left.Messages != nil {
-		n = *left.Messages
-	}
-	if n <= 0 {
-		return nil
-	}
-	n--
-	left.Messages = &n
-	return &left
 }

@@ -159,12 +159,12 @@ func TestRelayCircle(t *testing.T) {
 	}
 	dir = newMesh(t, bus.RetryPolicy{}, map[string]bus.Handler{"one": relayTo("one", "two"), "two": relayTo("two", "three"), "three": relayTo("three", "one")})
 	tr := dir.ask(bus.Outgoing{To: to("one"), Payload: []byte(`"hello"`)})
-	if got := tr.Reply.Text(); !strings.Contains(got, "budget is used up") || strings.Count(got, "(on gw)") != relayMessages {
+	if got := tr.Reply.Text(); !strings.Contains(got, "one@gw > two@gw > three@gw > one") || strings.Count(got, "(on gw)") != 2 {
 		t.Errorf("%q", got)
 	}
 	var none int64
 	tr = dir.ask(bus.Outgoing{To: to("one"), Payload: []byte(`"hello"`), Budget: &envelope.Budget{Messages: &none}})
-	if got := tr.Reply.Text(); !strings.HasPrefix(got, "I did not ask two") {
+	if got := tr.Reply.Text(); !strings.HasPrefix(got, "I did not ask two: budget: 0 messages are left") {
 		t.Errorf("%q", got)
 	}
 }

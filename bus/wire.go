@@ -149,8 +149,8 @@ func objectEnd(b []byte) int {
 type pendingRecord struct {
 	Delivery envelope.Delivery `json:"delivery"`
 	// Lane and Item give its place in the order of the source.
-	Lane     uint64          `json:"lane_seq"`
-	Item     int             `json:"item"`
+	Lane uint64 `json:"lane_seq"`
+	Item int    `json:"item"`
 	// From is the lane it came by: its source's, or that of who passed it on.
 	From     string          `json:"from"`
 	Envelope json.RawMessage `json:"envelope"`

@@ -44,6 +44,11 @@ func (g *Gateway) handler() http.Handler {
 	handle("GET /v1/gateways", g.getGateways)
 	handle("GET /v1/inboxes", g.getInboxes)
 	handle("GET /v1/inboxes/{agent}", g.getInbox)
+	handle("POST /v1/fanouts", g.postFanout)
+	handle("GET /v1/fanouts/{id}", g.getFanout)
+	handle("GET /v1/deadletters", g.getDeadLetters)
+	handle("POST /v1/deadletters/redrive", g.postDeadLetters(redrive))
+	handle("POST /v1/deadletters/purge", g.postDeadLetters(purge))
 	handle("GET /v1/events", g.getEvents)
 
 	cross := http.NewCrossOriginProtection()

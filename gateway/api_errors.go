@@ -33,6 +33,9 @@ var errorCodes = []struct {
 	{bus.ErrOutcomeUnknown, http.StatusGatewayTimeout, CodeOutcomeUnknown},
 	{bus.ErrTooLarge, http.StatusRequestEntityTooLarge, CodeTooLarge},
 	{envelope.ErrInvalid, http.StatusBadRequest, CodeInvalid},
+	{bus.ErrInboxFull, http.StatusTooManyRequests, CodeInboxFull},
+	{bus.ErrExpired, http.StatusGone, CodeExpired},
+	{bus.ErrNobody, http.StatusNotFound, CodeUnknownAgent},
 	{bus.ErrUnknownAgent, http.StatusNotFound, CodeUnknownAgent},
 	{bus.ErrNotFound, http.StatusNotFound, CodeNotFound},
 	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
@@ -49,6 +52,9 @@ var errorCodes = []struct {
 func apiError(err error) (_ *APIError, known bool) {
 	if e := (*APIError)(nil); errors.As(err, &e) {
 		return e, true
+	}
+	if b := (*envelope.BudgetError)(nil); errors.As(err, &b) {
+		return &APIError{status: http.StatusBadRequest, Code: CodeInvalid, Field: "budget", Message: err.Error()}, true
 	}
 	for _, c := range errorCodes {
 		if errors.Is(err, c.err) {
@@ -74,7 +80,7 @@ func (g *Gateway) writeError(w http.ResponseWriter, r *http.Request, err error) 
 	if !known {
 		g.log.Error("API request failed", "method", r.Method, "route", r.Pattern, "error", err)
 	}
-	if e.status == http.StatusServiceUnavailable {
+	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "1")
 	}
 	_ = writeJSON(w, e.status, ErrorResponse{*e})

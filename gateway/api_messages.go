@@ -108,6 +108,7 @@ func (g *Gateway) postMessage(w http.ResponseWriter, r *http.Request) error {
 		return r.Context().Err()
 	}
 	st := statusOf(id, tr)
+	st.resolve(r.Context(), b)
 	if err == nil {
 		return writeJSON(w, http.StatusOK, st)
 	}
@@ -121,6 +122,7 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 	out := bus.Outgoing{
 		ID: req.ID, From: req.From, Capability: req.Capability, TTL: s.ttl, MaxHops: req.MaxHops,
 		ConversationID: req.ConversationID, CorrelationID: req.CorrelationID, Traceparent: req.Traceparent,
+		MaxAttempts: req.MaxAttempts, Terminal: req.Terminal, Budget: req.Budget, AttemptID: req.AttemptID,
 	}
 	if req.To == "" {
 		return out, badRequest("to", "to is missing: agent, or agent@gateway")
@@ -155,6 +157,20 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 	}
 	if req.MaxHops < 0 || req.MaxHops > envelope.MaxHops {
 		return out, badRequest("max_hops", "max_hops is %d, want 1 to %d", req.MaxHops, envelope.MaxHops)
+	}
+	if req.MaxAttempts < 0 || req.MaxAttempts > envelope.MaxAttempts {
+		return out, badRequest("max_attempts", "max_attempts is %d, want 1 to %d", req.MaxAttempts, envelope.MaxAttempts)
+	}
+	for _, d := range []struct {
+		name, value string
+		into        *time.Duration
+	}{{"ack_timeout", req.AckTimeout, &out.AckTimeout}, {"retry_delay", req.RetryDelay, &out.RetryDelay}} {
+		if d.value == "" {
+			continue
+		}
+		if *d.into, err = time.ParseDuration(d.value); err != nil || *d.into < time.Millisecond || *d.into > envelope.MaxTTL {
+			return out, badRequest(d.name, "%s %q is not a duration of 1ms to %s, such as \"90s\"", d.name, clipText(d.value, 40), envelope.MaxTTL)
+		}
 	}
 	if out.MaxHops == 0 {
 		out.MaxHops = s.maxHops
@@ -233,6 +249,19 @@ func wholeStatus(s bus.Status) MessageStatus {
 	return st
 }
 
+// resolve fetches an answer that does not travel in its envelope.
+func (st *MessageStatus) resolve(ctx context.Context, b *bus.Bus) {
+	if st.Reply == nil || !st.Reply.Claimed() {
+		return
+	}
+	full, err := b.Resolve(ctx, st.Reply)
+	if err != nil {
+		st.Text = "(" + err.Error() + ")"
+		return
+	}
+	st.Text, st.ReplyPayload = agent.Text(full.Payload), full.Payload
+}
+
 // getMessages is GET /v1/messages.
 func (g *Gateway) getMessages(w http.ResponseWriter, r *http.Request) error {
 	limit, err := intParam(r, "limit", 50, 1, 500)
@@ -274,6 +303,7 @@ func (g *Gateway) getMessage(w http.ResponseWriter, r *http.Request) error {
 		timedOut := ctx.Err() != nil
 		if wait.over(st.Facts) || timedOut {
 			res := wholeStatus(*st)
+			res.resolve(r.Context(), b)
 			res.TimedOut = timedOut && !wait.over(st.Facts)
 			return writeJSON(w, http.StatusOK, res)
 		}

@@ -22,6 +22,11 @@ import (
 //	GET  /v1/gateways          GatewaysResponse
 //	GET  /v1/inboxes           InboxesResponse
 //	GET  /v1/inboxes/{agent}   bus.InboxInfo
+//	POST /v1/fanouts           FanRequest -> FanResponse: one message for several agents
+//	GET  /v1/fanouts/{id}      FanResponse; ?wait=replied&timeout=30s waits first
+//	GET  /v1/deadletters       DeadLettersResponse, oldest first; the query is DeadLetterQuery's
+//	POST /v1/deadletters/redrive  DeadLetterOrder -> DeadLetterResults: queued again, by their owners
+//	POST /v1/deadletters/purge    DeadLetterOrder -> DeadLetterResults: deleted for good
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -34,8 +39,8 @@ import (
 // type application/json, has at most MaxBodyBytes, and is refused with the
 // name of the field when it has one that is not known.
 const (
-	// MaxBodyBytes bounds a request's body.
-	MaxBodyBytes = 1 << 20
+	// MaxBodyBytes bounds a request's body: the largest payload, and what stands around it.
+	MaxBodyBytes = envelope.MaxClaim + 1<<20
 	// DefaultWait and MaxWait bound how long a request waits when it asks to wait.
 	DefaultWait = 30 * time.Second
 	MaxWait     = 10 * time.Minute
@@ -74,6 +79,17 @@ type SendRequest struct {
 	TTL string `json:"ttl,omitempty"`
 	// MaxHops; 0: mesh.defaultMaxHops.
 	MaxHops int `json:"max_hops,omitempty"`
+	// MaxAttempts, AckTimeout ("30s") and RetryDelay ("1s") ask the receiver for other numbers than its own:
+	// how often it tries, how long an attempt may go without a sign of life, the first delay.
+	MaxAttempts int    `json:"max_attempts,omitempty"`
+	AckTimeout  string `json:"ack_timeout,omitempty"`
+	RetryDelay  string `json:"retry_delay,omitempty"`
+	// Terminal: must be handled where it arrives, never passed on.
+	Terminal bool `json:"terminal,omitempty"`
+	// Budget is what this message and all that it causes may spend.
+	Budget *envelope.Budget `json:"budget,omitempty"`
+	// AttemptID names this try of the client; another try under the same id is no other message.
+	AttemptID string `json:"attempt_id,omitempty"`
 	// ConversationID orders messages among themselves. Empty: one of its own.
 	ConversationID string `json:"conversation_id,omitempty"`
 	// CorrelationID is the UUID of the message that started it all. Empty: this one.
@@ -99,6 +115,8 @@ type MessageStatus struct {
 	bus.Status
 	// Text is the answer for people, when there is one.
 	Text string `json:"text,omitempty"`
+	// ReplyPayload is the payload of an answer that is too large to travel in its envelope.
+	ReplyPayload json.RawMessage `json:"reply_payload,omitempty"`
 	// TimedOut: waiting ended before what was waited for.
 	TimedOut bool `json:"timed_out,omitempty"`
 }
@@ -168,6 +186,8 @@ const (
 	CodeNotFound         = "not_found"          // 404: no such message, inbox or path
 	CodeMethodNotAllowed = "method_not_allowed" // 405
 	CodeConflict         = "conflict"           // 409: another message has this id
+	CodeInboxFull        = "inbox_full"         // 429: too many messages wait for the agent
+	CodeExpired          = "expired"            // 410: its ttl passed before it could be written
 	CodeTooLarge         = "too_large"          // 413: the body or the payload
 	CodeContentType      = "content_type"       // 415
 	CodeInternal         = "internal"           // 500: a bug here; the log has more

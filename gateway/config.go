@@ -58,10 +58,13 @@ type MeshConfig struct {
 	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
 	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
 	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
-	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"128KiB" min:"1KiB" max:"128KiB" doc:"Largest payload of a message."`
+	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"8MiB" min:"1KiB" max:"16MiB" doc:"Largest payload of a message. Above 128KiB it lies in chunks beside its envelope."`
 	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
 	AckTimeout        time.Duration `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
 	ResultRetention   time.Duration `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
+	MaxInbox          int           `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
+	MaxWrites         int           `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
+	DeadRetention     time.Duration `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
 }

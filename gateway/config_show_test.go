@@ -185,7 +185,7 @@ func TestConfigReference(t *testing.T) {
 	ref := ConfigReference()
 	for _, want := range []string{
 		"| `gateway.port` | whole number | `18789` | TCP port of API and probes; 0 takes any free one. From 0 to 65535. |\n",
-		"| `mesh.maxPayload` | size (\"64KiB\" or a number of bytes) | `128KiB` |",
+		"| `mesh.maxPayload` | size (\"64KiB\" or a number of bytes) | `8MiB` |",
 		"| `agents.list[].runner` | string or object |  | What answers its messages; a string is its kind. Taken up by a reload. Keys as in `agents.defaults.runner`. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
 		"| `channels.<name>.token` | string |  | Bot token. Secret. Not used by this version. |\n",

@@ -45,8 +45,8 @@ func (g *Gateway) connect(ctx context.Context) error {
 		Gateway: g.name, Store: g.deps.Store, Logger: g.log.Named("bus"), URL: g.url, Version: g.deps.Version,
 		ClusterID: m.Cluster.ID, Deployment: m.Cluster.Deployment, SessionTTL: m.SessionTTL, Heartbeat: m.HeartbeatInterval,
 		TTL: m.DefaultTTL, MaxHops: min(m.DefaultMaxHops, envelope.MaxHops), MaxPayload: int(m.MaxPayload), ResultRetention: m.ResultRetention,
-		DrainGrace: g.deps.DrainGrace,
-		Retry:      bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
+		DrainGrace: g.deps.DrainGrace, MaxInbox: m.MaxInbox, MaxWrites: m.MaxWrites, DeadRetention: m.DeadRetention,
+		Retry: bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
 	}
 	if check != "" {
 		cfg.SessionChecks = []string{check}

@@ -147,7 +147,9 @@ func claim(w *world) {
 		want string
 	}{
 		{"torn", func(k string) bus.Op { return bus.Op{Verb: bus.OpDelete, Key: k} }, "is missing"},
-		{"changed", func(k string) bus.Op { return bus.Op{Verb: bus.OpSet, Key: k, Value: []byte(strings.Repeat("x", 256<<10))} }, "SHA-256"},
+		{"changed", func(k string) bus.Op {
+			return bus.Op{Verb: bus.OpSet, Key: k, Value: []byte(strings.Repeat("x", 256<<10))}
+		}, "SHA-256"},
 	} {
 		before := handled.Load()
 		admin := w.admin()

@@ -129,8 +129,67 @@ func TestCLI(t *testing.T) {
 			t.Errorf("%s", r.out)
 		}
 	})
+	t.Run("big payload", func(t *testing.T) {
+		text := strings.Repeat("0123456789", 60_000)
+		file := writeFile(t, filepath.Join(t.TempDir(), "big"), text)
+		if out := must(t, env, "send", "--to", "bobby", "--capability", "infra.check", "--wait", "acked", "--file", file); !strings.Contains(out, "acked") {
+			t.Errorf("%s", out)
+		}
+	})
+	t.Run("dead letters", func(t *testing.T) {
+		sent := gatemesh(t, env, "", "send", "--to", "bobby", "--capability", "tea.brew", "--wait", "acked", "--json", "make tea")
+		if sent.code != exitFailed {
+			t.Fatalf("status %d: %s", sent.code, sent.errOut)
+		}
+		id := parse[gateway.MessageStatus](t, sent.out).MessageID
+		dead := parse[[]bus.DeadLetter](t, must(t, env, "deadletter", "list", "--agent", "bobby", "--class", "undeliverable", "--json"))
+		if len(dead) != 1 || dead[0].MessageID != id || dead[0].Envelope == nil {
+			t.Fatalf("%+v", dead)
+		}
+		for _, want := range []string{id, "undeliverable", "tea.brew", "make tea", "gatemesh deadletter redrive " + id} {
+			if out := must(t, env, "deadletter", "show", id); !strings.Contains(out, want) {
+				t.Errorf("show has no %q:\n%s", want, out)
+			}
+		}
+		if out := must(t, env, "deadletter", "redrive", "--contains", "tea.brew", "--dry-run"); !strings.Contains(out, "would be queued again") {
+			t.Errorf("%s", out)
+		}
+		// Nothing has changed, so it dies again, with both lives in its record.
+		must(t, env, "deadletter", "redrive", id, "--by", "me")
+		st := parse[gateway.MessageStatus](t, must(t, env, "message", "show", id, "--json"))
+		if st.MessageID != id {
+			t.Errorf("%+v", st)
+		}
+		p := launch(t, env, "message", "show", id, "--follow")
+		p.wait(0, "dead-letter")
+		again := parse[bus.DeadLetter](t, must(t, env, "deadletter", "show", id, "--json"))
+		if len(again.Delivery.Redrives) != 1 || again.Delivery.Redrives[0].By != "me" || again.Delivery.Attempt != 2 {
+			t.Errorf("%+v", again.Delivery)
+		}
+		if res := parse[gateway.DeadLetterResults](t, must(t, env, "deadletter", "purge", "--all", "--json")); res.Done != 1 || res.Left != 0 {
+			t.Errorf("%+v", res)
+		}
+		if out := must(t, env, "deadletter", "list"); !strings.HasPrefix(out, "no dead letters") {
+			t.Errorf("%s", out)
+		}
+	})
+	t.Run("fan-out", func(t *testing.T) {
+		r := gatemesh(t, env, "", "ask", "--to", "bobby,jerry", "--capability", "tea.brew", "make tea")
+		if r.code != exitFailed || !strings.Contains(r.out, "bobby\t") || !strings.Contains(r.out, "undeliverable") || !strings.Contains(r.out, "jerry\t") || !strings.Contains(r.errOut, "partial") {
+			t.Errorf("status %d: %s%s", r.code, r.out, r.errOut)
+		}
+		all := parse[gateway.FanResponse](t, must(t, env, "ask", "--to", "", "--all", "--capability", infraCheck, "--json", "check"))
+		if all.Outcome != bus.FanDone || len(all.Legs) == 0 || !strings.Contains(all.Texts["bobby"], "Consul") {
+			t.Errorf("%+v", all)
+		}
+	})
+	t.Run("budget", func(t *testing.T) {
+		if out := must(t, env, "ask", "--budget-messages", "0", "Ask Bobby to check the infrastructure"); !strings.Contains(out, "I did not ask bobby: budget") && !strings.Contains(out, "I did not ask Bobby: budget") {
+			t.Errorf("%s", out)
+		}
+	})
 	t.Run("bad input", func(t *testing.T) {
-		big := writeFile(t, filepath.Join(t.TempDir(), "big"), strings.Repeat("x", envelope.MaxPayload+1))
+		big := writeFile(t, filepath.Join(t.TempDir(), "big"), strings.Repeat("x", 8<<20))
 		for _, c := range []struct {
 			args []string
 			says string
@@ -143,6 +202,15 @@ func TestCLI(t *testing.T) {
 			{[]string{"message", "show", envelope.NewID()}, "not found"},
 			{[]string{"message", "show", "ffffffff"}, "gatemesh message list"},
 			{[]string{"inbox", "nobody"}, "nobody"},
+			{[]string{"ask", "--to", "bobby,nobody", "hi"}, "nobody"},
+			{[]string{"ask", "--all", "hi"}, "--capability"},
+			{[]string{"send", "--to", "bobby", "--capability", "mesh.deadletter.purge", "hi"}, "the mesh's own"},
+			{[]string{"send", "--to", "bobby", "--max-attempts", "1000", "hi"}, "--max-attempts"},
+			{[]string{"send", "--to", "bobby", "--ack-timeout", "soon", "hi"}, "--ack-timeout"},
+			{[]string{"deadletter", "purge"}, "--all"},
+			{[]string{"deadletter", "list", "--class", "bad-luck"}, "undeliverable"},
+			{[]string{"deadletter", "redrive", "--before", "yesterday"}, "before"},
+			{[]string{"deadletter", "show", "ffffffff"}, "deadletter list"},
 		} {
 			r := gatemesh(t, env, "", c.args...)
 			if r.code != exitUsage {

@@ -246,6 +246,31 @@ func (c *client) find(ctx context.Context, id string) (*gateway.MessageStatus, e
 	return nil, failf(exitUsage, "%d messages end in %q: write more of the id (%s)", len(found), id, strings.Join(found[:2], ", "))
 }
 
+func (c *client) fanOut(ctx context.Context, req gateway.FanRequest, wait time.Duration) (*gateway.FanResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+	defer cancel()
+	var out gateway.FanResponse
+	if err := c.do(ctx, http.MethodPost, "v1/fanouts", nil, req, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+func (c *client) deadLetters(ctx context.Context, q url.Values) ([]bus.DeadLetter, error) {
+	out := gateway.DeadLettersResponse{DeadLetters: []bus.DeadLetter{}}
+	err := c.do(ctx, http.MethodGet, "v1/deadletters", q, nil, &out)
+	return out.DeadLetters, err
+}
+
+// orderDeadLetters posts a redrive or a purge.
+func (c *client) orderDeadLetters(ctx context.Context, what string, o gateway.DeadLetterOrder) (*gateway.DeadLetterResults, error) {
+	var out gateway.DeadLetterResults
+	if err := c.do(ctx, http.MethodPost, "v1/deadletters/"+what, nil, o, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 func (c *client) agents(ctx context.Context, capability string) ([]bus.AgentInfo, error) {
 	query := url.Values{}
 	if capability != "" {

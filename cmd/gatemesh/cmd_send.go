@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/gateway"
 )
@@ -23,26 +24,42 @@ const answerTimeout = 60 * time.Second
 
 // maxBody bounds what is read as a message's body: a little more than a payload may have,
 // so that the gateway's own refusal is what people see.
-const maxBody = envelope.MaxPayload + 64<<10
+const maxBody = envelope.MaxClaim + 64<<10
 
 // sendFlags are the flags of send and ask.
 type sendFlags struct {
 	to, from, capability, ttl, conversation, id, file, wait string
-	maxHops                                                 int
-	jsonBody                                                bool
+	ackTimeout, retryDelay, deadline, attemptID             string
+	maxHops, maxAttempts                                    int
+	messages, tokens                                        int64
+	usd                                                     float64
+	jsonBody, terminal, all                                 bool
 }
 
 func (a *app) messageFlags(c *cobra.Command, f *sendFlags) {
 	fl := c.Flags()
-	fl.StringVar(&f.to, "to", f.to, "agent, or agent@gateway")
+	fl.StringVar(&f.to, "to", f.to, "agent, or agent@gateway; several with commas are a fan-out")
+	fl.BoolVar(&f.all, "all", false, "every agent that offers --capability gets it (a fan-out)")
 	fl.StringVar(&f.from, "from", "", "on whose behalf (default: the gateway's choice)")
 	fl.StringVar(&f.capability, "capability", "", "what is asked of the agent, as infra.check")
 	fl.StringVar(&f.ttl, "ttl", "", "life of the message, as 30s (default: the gateway's)")
 	fl.IntVar(&f.maxHops, "max-hops", 0, "hops it may make (default: the gateway's)")
+	fl.BoolVar(&f.terminal, "terminal", false, "must be handled where it arrives, never passed on")
+	fl.IntVar(&f.maxAttempts, "max-attempts", 0, "how often the agent may try (default: its gateway's)")
+	fl.StringVar(&f.ackTimeout, "ack-timeout", "", "how long an attempt may go without a sign of life, as 30s (default: its gateway's)")
+	fl.StringVar(&f.retryDelay, "retry-delay", "", "wait after the first failed attempt, as 5s (default: its gateway's)")
+	fl.Int64Var(&f.messages, "budget-messages", -1, "messages that it and all it causes may send")
+	fl.Int64Var(&f.tokens, "budget-tokens", -1, "model tokens that it and all it causes may spend")
+	fl.Float64Var(&f.usd, "budget-usd", -1, "US dollars that it and all it causes may spend")
+	fl.StringVar(&f.deadline, "deadline", "", "when all of it must be over, as 2m from now")
+	fl.StringVar(&f.attemptID, "attempt-id", "", "your name for this try under --id")
 	fl.StringVar(&f.conversation, "conversation", "", "conversation id: order is kept within one")
 	fl.StringVar(&f.id, "id", "", "message id (UUID): sending again under the same id is safe")
 	fl.StringVar(&f.file, "file", "", `read the body from a file ("-": standard input)`)
 	fl.BoolVar(&f.jsonBody, "json-body", false, "the body is JSON and is sent as such, not as text")
+	for _, name := range []string{"budget-messages", "budget-tokens", "budget-usd"} {
+		fl.Lookup(name).DefValue = "" // unlimited
+	}
 	_ = c.RegisterFlagCompletionFunc("to", a.completeAgents)
 	_ = c.MarkFlagFilename("file")
 }
@@ -66,7 +83,7 @@ safe in the store; delivered, acked and replied wait for that (--timeout, defaul
 		Example: `  gatemesh send --to bobby --capability infra.check "check everything"
   echo '{"disk":"/"}' | gatemesh send --to billy --json-body --wait acked`,
 		RunE: body(func(cmd *cobra.Command, args []string) error {
-			if f.to == "" {
+			if f.to == "" && !f.all {
 				return failf(exitUsage, "send needs --to AGENT (gatemesh agents lists them)")
 			}
 			return a.send(cmd.Context(), f, args, f.wait == "replied")
@@ -99,6 +116,9 @@ question goes on, and "gatemesh message show ID" finds its answer later.
 
 // send is both commands. With answer, the reply's text is what is printed.
 func (a *app) send(ctx context.Context, f *sendFlags, args []string, answer bool) error {
+	if f.all || strings.Contains(f.to, ",") {
+		return a.fanOut(ctx, f, args)
+	}
 	req, err := a.sendRequest(f, args)
 	if err != nil {
 		return err
@@ -136,6 +156,14 @@ func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, err
 	if f.maxHops < 0 || f.maxHops > envelope.MaxHops {
 		return zero, failf(exitUsage, "--max-hops %d: from 1 to %d", f.maxHops, envelope.MaxHops)
 	}
+	if f.maxAttempts < 0 || f.maxAttempts > envelope.MaxAttempts {
+		return zero, failf(exitUsage, "--max-attempts %d: from 1 to %d", f.maxAttempts, envelope.MaxAttempts)
+	}
+	for _, d := range [][2]string{{"--ack-timeout", f.ackTimeout}, {"--retry-delay", f.retryDelay}, {"--deadline", f.deadline}} {
+		if v, err := time.ParseDuration(d[1]); d[1] != "" && (err != nil || v <= 0) {
+			return zero, failf(exitUsage, "%s %q: write a duration, as 30s or 5m", d[0], d[1])
+		}
+	}
 	text, err := a.readBody(f.file, args)
 	if err != nil {
 		return zero, err
@@ -149,6 +177,7 @@ func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, err
 	req := gateway.SendRequest{
 		ID: f.id, To: f.to, From: f.from, Capability: f.capability, Payload: payload,
 		TTL: f.ttl, MaxHops: f.maxHops, ConversationID: f.conversation,
+		MaxAttempts: f.maxAttempts, AckTimeout: f.ackTimeout, RetryDelay: f.retryDelay, Terminal: f.terminal, AttemptID: f.attemptID, Budget: f.budget(),
 	}
 	if req.ID == "" {
 		req.ID = envelope.NewID() // known before the gateway answers, so that trying again is safe
@@ -157,6 +186,93 @@ func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, err
 		req.Wait, req.Timeout = f.wait, a.timeoutOr(answerTimeout).String()
 	}
 	return req, nil
+}
+
+// budget is what the flags allow, or nil.
+func (f *sendFlags) budget() *envelope.Budget {
+	var b envelope.Budget
+	if f.messages >= 0 {
+		b.Messages = &f.messages
+	}
+	if f.tokens >= 0 {
+		b.Tokens = &f.tokens
+	}
+	if f.usd >= 0 {
+		b.USD = &f.usd
+	}
+	if d, err := time.ParseDuration(f.deadline); err == nil {
+		at := envelope.At(time.Now().Add(d))
+		b.Deadline = &at
+	}
+	if b == (envelope.Budget{}) {
+		return nil
+	}
+	return &b
+}
+
+// fanOut sends to several agents, and says what became of each.
+func (a *app) fanOut(ctx context.Context, f *sendFlags, args []string) error {
+	req := gateway.FanRequest{}
+	if f.all {
+		if f.capability == "" {
+			return failf(exitUsage, "--all needs --capability: every agent that offers it gets the message")
+		}
+	} else {
+		req.Agents = strings.Split(f.to, ",")
+		for _, to := range req.Agents {
+			if _, err := envelope.ParseAddress(to); err != nil {
+				return failf(exitUsage, "--to %q: %w (write agents with commas between them)", f.to, err)
+			}
+		}
+	}
+	one := *f
+	one.to = "any" // each leg has its own
+	var err error
+	if req.SendRequest, err = a.sendRequest(&one, args); err != nil {
+		return err
+	}
+	req.To = ""
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	wait := a.timeoutOr(callTimeout)
+	if waits(f.wait) {
+		wait = a.timeoutOr(answerTimeout)
+	}
+	res, err := c.fanOut(ctx, req, wait)
+	if err != nil {
+		return notKnown(err, req.ID)
+	}
+	return a.showFan(res, waits(f.wait))
+}
+
+func (a *app) showFan(res *gateway.FanResponse, waited bool) error {
+	p := a.printer()
+	if a.asJSON {
+		if err := p.json(res); err != nil {
+			return err
+		}
+	} else {
+		t := newTable("AGENT", "MESSAGE", "FACTS", "ANSWER")
+		for _, l := range res.Legs {
+			said := res.Texts[l.To]
+			if l.Facts.Dead {
+				said = fmt.Sprintf("%s: %s", l.Facts.Class, l.Facts.Reason)
+			}
+			t.add(l.To, l.MessageID, l.Facts, cut(said, 100))
+		}
+		p.table(t, "no legs")
+	}
+	switch {
+	case res.Outcome == bus.FanFailed, res.Outcome == bus.FanPartial:
+		return failf(exitFailed, "fan-out %s is %s", res.ID, res.Outcome)
+	case waited && res.Outcome == bus.FanPending:
+		return failf(exitTimeout, "fan-out %s is not over yet; its legs go on (gatemesh message show ID)", res.ID)
+	}
+	return nil
 }
 
 // readBody finds the body: arguments, a file, or standard input.
@@ -185,7 +301,7 @@ func (a *app) readBody(file string, args []string) (string, error) {
 		return "", failf(exitFailed, "read the body: %w", err)
 	}
 	if len(b) > maxBody {
-		return "", failf(exitUsage, "the body is larger than %d KiB, the most a message carries: send a reference instead", envelope.MaxPayload>>10)
+		return "", failf(exitUsage, "the body is larger than %d KiB, the most a message carries: send a reference instead", envelope.MaxClaim>>10)
 	}
 	if strings.TrimSpace(string(b)) == "" {
 		return "", failf(exitUsage, "no body: give it as an argument, with --file, or pipe it in")

@@ -158,7 +158,7 @@ func (d *doctor) inboxes(inboxes []bus.InboxInfo) {
 		}
 		if i.DeadLetters > 0 {
 			fine = false
-			d.warn("inbox "+i.Agent, plural(i.DeadLetters, "dead letter"), "consul kv get -recurse openclaw/deadletters/"+i.Agent+"/ (each says why), or gatemesh message show ID")
+			d.warn("inbox "+i.Agent, plural(i.DeadLetters, "dead letter"), "gatemesh deadletter list --agent "+i.Agent+" (each says why), then redrive or purge")
 		}
 	}
 	if fine {

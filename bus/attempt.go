@@ -134,10 +134,10 @@ func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	defer park.Stop()
 
 	result := make(chan error, 1)
-	go func() {
+	go func(m *Incoming) {
 		defer free()
 		result <- j.call(ctx, m)
-	}()
+	}(m)
 	select {
 	case err = <-result:
 		leave()
@@ -188,8 +188,9 @@ func (ib *inbox) abandon(j *job, result <-chan error, leave func()) {
 		leave()
 	}
 	ib.b.run(func() {
-		<-result
+		err := <-result
 		ib.leftBehind.Add(-1)
+		ib.b.log.Info("a handler that was left behind has returned", "agent", ib.spec.ID, "message_id", j.env.MessageID, "error", err)
 		if held {
 			leave()
 		}

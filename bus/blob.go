@@ -199,7 +199,7 @@ func (b *Bus) keepBlob(ctx context.Context, gw, id string) (bool, error) {
 	}
 	var about blobAbout
 	if json.Unmarshal(raw, &about) != nil {
-		// Its description is gone: it is kept as long as anything can ask for it.
+		//nolint:nilerr // its description is gone: it is kept as long as anything can ask for it
 		return b.blobOrphans.keep(id, time.Now().Add(envelope.MaxTTL)), nil
 	}
 	age := time.Since(about.CreatedAt.Time)

@@ -402,7 +402,7 @@ func (ib *inbox) dropDead(ctx context.Context) error {
 		return err
 	}
 	for i, d := range list {
-		why := ""
+		var why string
 		switch {
 		case time.Since(d.At.Time) > ib.b.cfg.DeadRetention && !d.At.IsZero():
 			why = fmt.Sprintf("kept for %s", ib.b.cfg.DeadRetention)

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -25,7 +26,7 @@ func TestSealClaim(t *testing.T) {
 		t.Errorf("payload on the wire: %.40s", got.Payload)
 	}
 	full, err := got.WithPayload(stored)
-	if err != nil || string(full.Payload) != string(s.Payload) || string(full.Canonical()) != string(s.Canonical()) {
+	if err != nil || string(full.Payload) != string(s.Payload) || !bytes.Equal(full.Canonical(), s.Canonical()) {
 		t.Errorf("WithPayload: %v", err)
 	}
 	torn := stored[:len(stored)-1]

@@ -45,6 +45,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"UnreadableMailIsSetAside", unreadable},
 		{"BellsAndCursorsMended", mended},
 		{"WritesPerMessage", writesPerMessage},
+		{"FaultAtEveryCall", faultSweep},
 		{"DeadLettersRedriveAndPurge", redrive},
 		{"RedriveSurvivesItsOwner", redriveSurvives},
 		{"ClaimCheck", claim},
@@ -54,6 +55,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
+			_, w.slow = w.open().(bus.Registrar)
 			tc.run(w)
 		})
 	}

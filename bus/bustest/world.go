@@ -18,6 +18,9 @@ type world struct {
 	*testing.T
 	open func() bus.Store
 	tag  string
+	// slow: real servers; what is done for every call is done for some.
+	slow  bool
+	nodes []*node
 }
 
 func (w *world) name(s string) string { return s + "-" + w.tag }
@@ -71,6 +74,7 @@ func (w *world) node(name string, opts ...option) *node {
 		})
 	}
 	w.Cleanup(n.stop)
+	w.nodes = append(w.nodes, n)
 	return n
 }
 

@@ -41,8 +41,9 @@ func (t *timeline) print(ev bus.Event) { t.p.printf("%s\n", t.line(ev)) }
 
 func (t *timeline) line(ev bus.Event) string {
 	when := ev.At.Local().Format("15:04:05.000")
+	// Events have whole milliseconds, so the first may seem to be before the start.
 	if !t.start.IsZero() {
-		when = fmt.Sprintf("%8.0f ms", millis(ev.At.Sub(t.start)))
+		when = fmt.Sprintf("%8.0f ms", max(0, millis(ev.At.Sub(t.start))))
 	}
 	parts := []string{
 		t.p.paint(dim, when),

@@ -46,6 +46,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"BellsAndCursorsMended", mended},
 		{"WritesPerMessage", writesPerMessage},
 		{"FaultAtEveryCall", faultSweep},
+		{"UnsteadyWatches", unsteadyWatches},
 		{"DeadLettersRedriveAndPurge", redrive},
 		{"RedriveSurvivesItsOwner", redriveSurvives},
 		{"ClaimCheck", claim},

@@ -194,3 +194,40 @@ func (w *world) settled(name string, n *node) {
 		w.Errorf("%s: %d dead letters, %v", name, len(dead), err)
 	}
 }
+
+// unsteadyWatches: whatever watches do, what is sent is done once, and who asked knows.
+func unsteadyWatches(w *world) {
+	open := w.open
+	w.open = func() bus.Store { return Unsteady(open()) }
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	w.open = open
+	var mu sync.Mutex
+	effects := map[string]int{}
+	bobby.serve("bob", func(_ context.Context, m *bus.Incoming) error {
+		mu.Lock()
+		defer mu.Unlock()
+		effects[m.Envelope().MessageID]++
+		return m.Reply(m.Envelope().Payload)
+	})
+	var ids []string
+	for i := range 200 {
+		s, err := jerry.AskAPI(w.ctx(), jerry.out("bob", fmt.Sprint(i)))
+		if err != nil {
+			w.Fatal(err)
+		}
+		ids = append(ids, s.MessageID)
+		if i%20 == 0 { // now and then nobody is behind, so that bells carry their entries
+			jerry.until(s.MessageID, replied)
+		}
+	}
+	for _, id := range ids {
+		jerry.until(id, func(t bus.Track) bool { return t.Facts.Replied && t.Facts.Acked })
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, id := range ids {
+		if effects[id] != 1 {
+			w.Errorf("%s had %d effects", id, effects[id])
+		}
+	}
+}

@@ -74,5 +74,8 @@ func (u *unsteady) Watch(ctx context.Context, prefix string, after uint64) ([]bu
 	if index > offset {
 		index -= offset
 	}
+	if index == after {
+		index++ // the same index would say that nothing has changed
+	}
 	return pairs, index, nil
 }

@@ -29,7 +29,7 @@ TEST_ARGS  ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go consul nomad lint-tools tools clean summary
+	prove demo-proof bench bench-go soak consul nomad lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -114,11 +114,15 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof bench ## All proofs
+prove: demo-proof bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
 	@go test -tags proof -count 1 -v -run '^TestProofDemo$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+soak: build consul ## 100,000 messages through three gateway processes and three Consul servers under faults (SOAK_MESSAGES, SOAK_SEED)
+	@go test -tags proof -count 1 -timeout 60m -run '^TestProofSoak$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 bench: build consul bench-go ## Delivery beside the store's floor and a naive bus, on one and three Consul servers (BENCH_ARGS)

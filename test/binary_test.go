@@ -36,6 +36,9 @@ func builtBinary(t *testing.T) string {
 }
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv(soakNodeEnv); name != "" {
+		os.Exit(soakNode(name, os.Getenv(soakStoreEnv)))
+	}
 	code := m.Run()
 	if built != "" {
 		_ = os.RemoveAll(filepath.Dir(built))

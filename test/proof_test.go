@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,4 +117,29 @@ func runDemo(t *testing.T, store string) *demoFigures {
 		t.Logf("%s: the events:\n%s", store, stdout.String())
 	}
 	return &f
+}
+
+// TestProofSoak is the long run: SOAK_MESSAGES messages (100,000) under faults from SOAK_SEED.
+func TestProofSoak(t *testing.T) {
+	number := func(name string, otherwise uint64) uint64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return otherwise
+		}
+		n, err := strconv.ParseUint(text, 10, 32)
+		if err != nil || n == 0 {
+			t.Fatalf("%s=%q: want a whole number", name, text)
+		}
+		return n
+	}
+	messages, seed := number("SOAK_MESSAGES", 100_000), number("SOAK_SEED", uint64(time.Now().UnixNano())&0xffffff)
+	prove(t, "soak", func() any {
+		f := runSoak(t, int(messages), 350, seed, func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "soak: "+format+"\n", args...)
+		})
+		if f.Lost != 0 || f.Doubled != 0 {
+			t.Errorf("lost %d, doubled %d", f.Lost, f.Doubled)
+		}
+		return f
+	})
 }

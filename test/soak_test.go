@@ -1,0 +1,716 @@
+package test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/consul"
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// soakFigures is what a soak counts, from outside of the bus.
+type soakFigures struct {
+	Seed     uint64         `json:"seed"`
+	Messages int            `json:"messages"`
+	Accepted int            `json:"accepted"`
+	Acked    int            `json:"acked"`
+	Faults   map[string]int `json:"faults"`
+	// Lost were accepted and have no end; Doubled were acked twice over: an effect after the ack was known, more
+	// than one answer, or acked and dead.
+	Lost    int `json:"lost"`
+	Doubled int `json:"doubled"`
+	// RepeatedByCrash are effects that were made again because the process that made them ended, or lost its
+	// place, before it could say so: the part that no mesh can promise (ARCHITECTURE.md).
+	RepeatedByCrash int            `json:"repeated_by_crash"`
+	DeadLetters     map[string]int `json:"dead_letters"`
+	// Keys lie below openclaw/ after the first tenth and at the end, drained both times, without what is kept for
+	// a stated time (answers, dead letters, chunks) and without the ledgers, which are the dedupe
+	// memory and bounded by it.
+	KeysEarly  int `json:"keys_early"`
+	KeysEnd    int `json:"keys_end"`
+	LedgerKeys int `json:"ledger_keys"`
+	// LedgerMost is the bound: of each lane as many pages as hold the messages it remembers.
+	LedgerMost    int  `json:"ledger_keys_most"`
+	FootprintFlat bool `json:"footprint_flat"`
+}
+
+// soakMessage is what the outside knows of one message.
+type soakMessage struct {
+	order    soakOrder
+	node     int
+	accepted bool
+	sentAt   time.Time
+	tries    int
+	ackedAt  time.Time
+	dead     string
+	replies  int
+	// stored: its answer lies in the store, where the asking gateway keeps it.
+	stored  bool
+	effects []time.Time
+	late    int // effects after the ack was known
+}
+
+func (m *soakMessage) over() bool { return m.accepted && (m.dead != "" || !m.ackedAt.IsZero()) }
+
+type soak struct {
+	t       *testing.T
+	c       *cluster.Cluster
+	rng     *rand.Rand
+	say     func(string, ...any)
+	nodes   []*soakProcess
+	figures soakFigures
+
+	mu       sync.Mutex
+	messages map[string]*soakMessage
+	order    map[string][]string // effects by conversation, first ones only
+	last     map[string]string
+	problems []string
+	changed  chan struct{}
+}
+
+// soakProcess is one gateway, started again and again.
+type soakProcess struct {
+	s     *soak
+	n     int
+	cable *cable
+
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	ready chan struct{}
+	gone  chan struct{}
+}
+
+func (s *soak) problem(format string, args ...any) {
+	if len(s.problems) < 50 {
+		s.problems = append(s.problems, fmt.Sprintf(format, args...))
+	}
+}
+
+func (p *soakProcess) start() {
+	s := p.s
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), soakNodeEnv+"="+fmt.Sprintf("node-%d", p.n), soakStoreEnv+"="+p.cable.addr())
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ready, gone := make(chan struct{}), make(chan struct{})
+	p.mu.Lock()
+	p.cmd, p.in, p.ready, p.gone = cmd, in, ready, gone
+	p.mu.Unlock()
+	go func() {
+		defer close(gone)
+		lines := bufio.NewScanner(out)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			var l soakLine
+			if json.Unmarshal(lines.Bytes(), &l) != nil {
+				continue // cut short by a kill
+			}
+			if l.What == "ready" {
+				close(ready)
+				continue
+			}
+			s.hear(p.n, l)
+		}
+		_ = cmd.Wait()
+	}()
+}
+
+// hear takes in one line of a node.
+func (s *soak) hear(node int, l soakLine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer func() {
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}()
+	m := s.messages[l.ID]
+	if m == nil {
+		if l.What == "error" {
+			s.say("node %d: %s", node, l.Text)
+		}
+		return
+	}
+	switch l.What {
+	case "accepted":
+		m.accepted = true
+	case "refused", "unknown":
+		m.sentAt = time.Time{} // to be sent again, under the same id
+	case "effect":
+		if len(m.effects) == 0 && m.order.Conv != "" {
+			s.order[m.order.Conv] = append(s.order[m.order.Conv], m.order.Text)
+		}
+		if !m.ackedAt.IsZero() && l.At.After(m.ackedAt) {
+			m.late++
+			s.problem("%s: an effect at %s, %s after its ack was known", l.ID, l.At.Format(time.TimeOnly), l.At.Sub(m.ackedAt))
+		}
+		m.effects = append(m.effects, l.At)
+	case "acked":
+		m.accepted = true
+		if m.ackedAt.IsZero() {
+			m.ackedAt = l.At
+		}
+	case "dead":
+		m.accepted, m.dead = true, l.Class
+	case "replied":
+		m.accepted = true
+		m.replies++
+	}
+}
+
+// end ends a process: with kill -9, or in order.
+func (p *soakProcess) end(sig syscall.Signal) {
+	p.mu.Lock()
+	cmd, gone := p.cmd, p.gone
+	p.mu.Unlock()
+	_ = cmd.Process.Signal(syscall.SIGCONT)
+	_ = cmd.Process.Signal(sig)
+	select {
+	case <-gone:
+	case <-time.After(20 * time.Second):
+		_ = cmd.Process.Kill()
+		<-gone
+	}
+}
+
+func (p *soakProcess) isReady(d time.Duration) bool {
+	p.mu.Lock()
+	ready, gone := p.ready, p.gone
+	p.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ready:
+		return true
+	case <-gone:
+	case <-t.C:
+	}
+	return false
+}
+
+// revive starts a process that is not running, and waits until it is ready.
+func (p *soakProcess) revive() {
+	for try := 0; try < 5; try++ {
+		p.start()
+		if p.isReady(45 * time.Second) {
+			return
+		}
+		p.end(syscall.SIGKILL)
+	}
+	p.s.t.Errorf("node %d does not start", p.n)
+}
+
+// send writes the orders that are due to their nodes.
+func (s *soak) send(m *soakMessage) {
+	p := s.nodes[m.node]
+	b, err := json.Marshal(m.order)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, _ = p.in.Write(append(b, '\n')) // a node that is gone gets it again later
+}
+
+// soakFaults are what happens all along; each leaves the mesh able to go on.
+var soakFaults = []struct {
+	name string
+	do   func(s *soak)
+}{
+	{"gateway kill -9", func(s *soak) {
+		p := s.any()
+		p.end(syscall.SIGKILL)
+		p.revive()
+	}},
+	{"gateway SIGTERM", func(s *soak) {
+		p := s.any()
+		p.end(syscall.SIGTERM)
+		p.revive()
+	}},
+	{"gateway stopped and continued", func(s *soak) {
+		p := s.any()
+		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
+		s.idle(time.Duration(2+s.rng.IntN(7)) * time.Second)
+		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	}},
+	{"consul leader killed", func(s *soak) { s.killServer(true) }},
+	{"consul follower killed", func(s *soak) { s.killServer(false) }},
+	{"consul restarted, all three", func(s *soak) {
+		for i := range s.c.Servers() {
+			_ = s.c.Kill(i)
+		}
+		var wg sync.WaitGroup
+		for i := range s.c.Servers() { // together: none of them has a leader alone
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				s.restart(i)
+			}()
+		}
+		wg.Wait()
+	}},
+	{"partition: refused", func(s *soak) { s.cut(cableRefuses) }},
+	{"partition: silent", func(s *soak) { s.cut(cableHangs) }},
+	{"connections reset", func(s *soak) {
+		p := s.any()
+		for range 5 {
+			p.cable.set(cableResets)
+			s.idle(50 * time.Millisecond)
+			p.cable.set(cableWhole)
+			s.idle(100 * time.Millisecond)
+		}
+	}},
+}
+
+func (s *soak) any() *soakProcess { return s.nodes[s.rng.IntN(len(s.nodes))] }
+
+func (s *soak) cut(state string) {
+	p := s.any()
+	p.cable.set(state)
+	s.idle(time.Duration(1+s.rng.IntN(5)) * time.Second)
+	p.cable.set(cableWhole)
+}
+
+func (s *soak) killServer(leader bool) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	defer cancel()
+	i, err := s.c.Leader(ctx)
+	if err != nil {
+		s.t.Errorf("the test finds no leader: %v", err)
+		return
+	}
+	if !leader {
+		i = (i + 1 + s.rng.IntN(2)) % s.c.Servers()
+	}
+	if err := s.c.Kill(i); err != nil {
+		s.t.Errorf("the test cannot kill server %d: %v", i, err)
+		return
+	}
+	s.idle(time.Second)
+	s.restart(i)
+}
+
+func (s *soak) restart(i int) {
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	if err := s.c.Restart(ctx, i); err != nil {
+		s.t.Errorf("the test cannot restart server %d: %v", i, err)
+	}
+}
+
+// idle lets the fault last. It is the fault, not a wait for something.
+func (s *soak) idle(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	<-t.C
+}
+
+// soakWords are what messages ask for, by how many of a hundred.
+var soakWords = []struct {
+	word string
+	of   int
+}{{"quick", 79}, {"slow", 8}, {"asks", 5}, {"once", 4}, {"fails", 2}, {"never", 2}}
+
+func (s *soak) message(i int) *soakMessage {
+	n := s.rng.IntN(100)
+	word := ""
+	for _, w := range soakWords {
+		if word = w.word; n < w.of {
+			break
+		}
+		n -= w.of
+	}
+	m := &soakMessage{node: s.rng.IntN(len(s.nodes)), order: soakOrder{ID: envelope.NewID(), To: soakAgent(s.rng.IntN(soakAgents)), Text: fmt.Sprintf("%s %d", word, i)}}
+	if (word == "quick" || word == "slow") && i%10 == 0 {
+		// In a conversation: the next one goes when the last was accepted, so that there is an order.
+		m.order.Conv = fmt.Sprintf("node-%d to %s, %d", m.node, m.order.To, s.rng.IntN(3))
+	}
+	if i%997 == 0 {
+		m.order.Big = 300 << 10
+	}
+	return m
+}
+
+// run sends n messages, rate of them in a second, with faults beside, and drains.
+func (s *soak) run(n, rate int, faults bool) {
+	stop := make(chan struct{})
+	var faulting sync.WaitGroup
+	if faults {
+		faulting.Add(1)
+		go func() {
+			defer faulting.Done()
+			for k := 0; ; k++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				f := soakFaults[s.rng.IntN(len(soakFaults))]
+				if k < len(soakFaults) {
+					f = soakFaults[k] // each at least once
+				}
+				s.say("fault: %s", f.name)
+				f.do(s)
+				s.mu.Lock()
+				s.figures.Faults[f.name]++
+				s.mu.Unlock()
+				s.idle(time.Duration(500+s.rng.IntN(1500)) * time.Millisecond)
+			}
+		}()
+	}
+	const window = 1500
+	made, start, begun := 0, time.Now(), time.Now()
+	var open []*soakMessage
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	report := time.Now()
+	stopped := false
+	all := make(chan struct{}) // every fault was there at least once
+	if !faults {
+		close(all)
+	}
+	allDone := func() bool {
+		select {
+		case <-all:
+			return true
+		default:
+			return false
+		}
+	}
+	seen := map[string]bool{}
+	before, moved := 0, time.Now()
+	for (made < n || len(open) > 0) && !s.t.Failed() {
+		s.mu.Lock()
+		rest := open[:0]
+		for _, m := range open {
+			if !m.over() || m.dead == "" && m.replies == 0 {
+				rest = append(rest, m)
+			}
+		}
+		open = rest
+		var due []*soakMessage
+		if faults && !allDone() {
+			for name := range s.figures.Faults {
+				seen[name] = true
+			}
+			if len(seen) == len(soakFaults) {
+				close(all)
+			}
+		}
+		most := int(time.Since(start).Seconds() * float64(rate))
+		for made < n && made < most && (made < n-1 || allDone()) && len(open)+len(due) < window {
+			m := s.message(s.figures.Messages)
+			if m.order.Conv != "" {
+				if prev := s.messages[s.last[m.order.Conv]]; prev != nil && !prev.accepted {
+					m.order.Conv = ""
+				} else {
+					s.last[m.order.Conv] = m.order.ID
+				}
+			}
+			s.messages[m.order.ID] = m
+			s.figures.Messages++
+			made++
+			due = append(due, m)
+			if made%200 == 7 {
+				due = append(due, m) // the same one twice, at once
+			}
+		}
+		open = append(open, slices.Compact(slices.Clone(due))...)
+		for _, m := range open {
+			// Refused, or swallowed by a node that died: again, under the same id.
+			if !m.accepted && m.tries > 0 && time.Since(m.sentAt) > 20*time.Second {
+				due = append(due, m)
+			}
+		}
+		for _, m := range due {
+			m.sentAt = time.Now()
+			m.tries++
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		for _, m := range due {
+			s.send(m)
+		}
+		if made == n && !stopped && faults {
+			stopped = true
+			close(stop)
+			faulting.Wait() // what is open now ends without faults
+			s.say("no more faults; draining %d", len(open))
+			begun = time.Now()
+		}
+		if len(open) != before {
+			before, moved = len(open), time.Now()
+		}
+		if time.Since(report) > 5*time.Second {
+			report = time.Now()
+			s.say("%d of %d sent, %d open", made, n, len(open))
+		}
+		if made == n && (stopped || !faults) && (time.Since(begun) > 3*time.Minute || time.Since(moved) > 30*time.Second) {
+			// What a node was told while it was away is only in the store now.
+			break
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+	if faults && !stopped {
+		close(stop)
+		faulting.Wait()
+	}
+}
+
+// harvest reads what became of messages whose senders were away when they were told.
+func (s *soak) harvest(store bus.Store) {
+	ctx := s.t.Context()
+	for _, prefix := range []string{"receipts/", "ledger/"} {
+		pairs, err := store.List(ctx, bus.Root+prefix)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, p := range pairs {
+			var head struct {
+				Receipts []struct {
+					IDs   []string       `json:"ids"`
+					State envelope.State `json:"state"`
+					Class envelope.Class `json:"class"`
+				} `json:"receipts"`
+			}
+			if json.Unmarshal(p.Value, &head) != nil {
+				continue // the resident key
+			}
+			s.mu.Lock()
+			for _, r := range head.Receipts {
+				for _, id := range r.IDs {
+					m := s.messages[id]
+					if m == nil {
+						continue
+					}
+					switch r.State {
+					case envelope.Acked:
+						m.accepted = true
+						if m.ackedAt.IsZero() {
+							m.ackedAt = time.Now()
+						}
+					case envelope.DeadLetter:
+						m.accepted, m.dead = true, string(r.Class)
+					}
+				}
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
+// answers finds the answers that were told to a process that died before it could tell us.
+func (s *soak) answers(store bus.Store) {
+	keys, err := store.Keys(s.t.Context(), bus.Root+"results/", "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		if m := s.messages[k[strings.LastIndex(k, "/")+1:]]; m != nil {
+			m.stored = true
+		}
+	}
+}
+
+// footprint waits until nothing is on its way any more, and weighs what is left.
+func (s *soak) footprint(store bus.Store) (keys, ledger int) {
+	ctx := s.t.Context()
+	deadline := time.Now().Add(90 * time.Second)
+	for {
+		pairs, err := store.List(ctx, bus.Root)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		keys, ledger = 0, 0
+		moving := map[string]int{}
+		for _, p := range pairs {
+			room, _, _ := strings.Cut(strings.TrimPrefix(p.Key, bus.Root), "/")
+			if room == "results" || room == "blobs" || room == "deadletters" {
+				continue // kept for a stated time
+			}
+			if room == "ledger" {
+				ledger++
+				continue
+			}
+			keys++
+			if room == "lanes" || room == "pending" {
+				moving[room]++
+			}
+		}
+		if len(moving) == 0 {
+			return keys, ledger
+		}
+		if time.Now().After(deadline) {
+			s.problem("after the drain there are still %v", moving)
+			return keys, ledger
+		}
+		s.idle(500 * time.Millisecond)
+	}
+}
+
+// judge counts.
+func (s *soak) judge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := &s.figures
+	f.DeadLetters = map[string]int{}
+	for id, m := range s.messages {
+		word, _, _ := strings.Cut(m.order.Text, " ")
+		if !m.accepted {
+			s.problem("%s (%s) was never accepted", id, m.order.Text)
+			continue
+		}
+		f.Accepted++
+		acked, dead := !m.ackedAt.IsZero(), m.dead != ""
+		switch {
+		case !acked && !dead:
+			f.Lost++
+			s.problem("%s (%s) from node-%d to %s has no end", id, m.order.Text, m.node, m.order.To)
+		case acked && dead:
+			f.Doubled++
+			s.problem("%s (%s) is acked and dead", id, m.order.Text)
+		case m.late > 0 || m.replies > 1:
+			f.Doubled++
+			s.problem("%s (%s): %d answers, %d effects after its ack", id, m.order.Text, m.replies, m.late)
+		}
+		if dead {
+			f.DeadLetters[m.dead]++
+			if word != "fails" && word != "never" {
+				s.problem("%s (%s) died of %s", id, m.order.Text, m.dead)
+			}
+			continue
+		}
+		if acked {
+			f.Acked++
+			if m.replies == 0 && !m.stored {
+				f.Lost++
+				s.problem("%s (%s) is acked, and its answer is nowhere", id, m.order.Text)
+			}
+			if len(m.effects) == 0 {
+				s.problem("%s (%s) is acked and had no effect", id, m.order.Text)
+			}
+			f.RepeatedByCrash += max(0, len(m.effects)-1)
+		}
+	}
+	for conv, texts := range s.order {
+		n := -1
+		for _, text := range texts {
+			var k int
+			_, num, _ := strings.Cut(text, " ")
+			if _, err := fmt.Sscan(num, &k); err != nil || k <= n {
+				s.problem("conversation %s: %q came after number %d", conv, text, n)
+			}
+			n = k
+		}
+	}
+}
+
+// runSoak is the whole of it: a first tenth, its footprint, the rest, and the end.
+func runSoak(t *testing.T, messages, rate int, seed uint64, say func(string, ...any)) soakFigures {
+	t.Helper()
+	c := cluster.ForTest(t, 3)
+	var servers []string
+	for _, a := range c.Addrs() {
+		servers = append(servers, strings.TrimPrefix(a, "http://"))
+	}
+	s := &soak{t: t, c: c, say: say, rng: rand.New(&lockedSource{src: rand.NewPCG(seed, 1)}), messages: map[string]*soakMessage{}, order: map[string][]string{}, last: map[string]string{}, changed: make(chan struct{})}
+	s.figures.Seed, s.figures.Faults = seed, map[string]int{}
+	store, err := consul.New(consul.Options{Address: c.Addr(0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	for i := range soakAgents {
+		s.nodes = append(s.nodes, &soakProcess{s: s, n: i, cable: newCable(t, append(servers[i:len(servers):len(servers)], servers[:i]...))})
+	}
+	for _, p := range s.nodes {
+		p.revive()
+	}
+	t.Cleanup(func() {
+		for _, p := range s.nodes {
+			p.end(syscall.SIGTERM)
+		}
+	})
+	s.run(messages/10, 10*rate, false)
+	s.figures.KeysEarly, _ = s.footprint(store)
+	s.run(messages-messages/10, rate, true)
+	for _, p := range s.nodes { // all that they were told must be read before it is judged
+		if !p.isReady(time.Minute) {
+			t.Errorf("node %d is not running at the end", p.n)
+		}
+	}
+	s.harvest(store)
+	s.answers(store)
+	f := &s.figures
+	f.KeysEnd, f.LedgerKeys = s.footprint(store)
+	// A page takes at least 32 messages and a lane remembers 16,384; its newest page lies elsewhere. Lanes: from
+	// every node to every agent and, for answers, to every node.
+	const pages = 16384/32 + 1
+	f.LedgerMost = len(s.nodes) * (soakAgents + len(s.nodes)) * pages
+	f.FootprintFlat = f.KeysEnd <= f.KeysEarly+len(s.nodes)*(soakAgents+len(s.nodes)) && f.LedgerKeys <= f.LedgerMost
+	if !f.FootprintFlat {
+		s.problem("the footprint grew: %+v", *f)
+	}
+	s.judge()
+	for _, p := range s.problems {
+		t.Errorf("seed %d: %s", seed, p)
+	}
+	return s.figures
+}
+
+// lockedSource is a random source for several goroutines.
+type lockedSource struct {
+	mu  sync.Mutex
+	src rand.Source
+}
+
+func (l *lockedSource) Uint64() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.src.Uint64()
+}
+
+// TestSoak is the short form of `make soak`: gateway processes on three real servers, every fault once.
+func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("minutes")
+	}
+	f := runSoak(t, 3000, 60, 1, t.Logf)
+	b, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", b)
+	if f.Lost != 0 || f.Doubled != 0 || len(f.Faults) != len(soakFaults) || f.Acked == 0 || len(f.DeadLetters) == 0 {
+		t.Errorf("%+v", f)
+	}
+}

@@ -49,7 +49,7 @@ func retry(t *testing.T, within time.Duration, fn func() error) time.Duration {
 
 // TestOneServer runs against one real server what needs no faults.
 func TestOneServer(t *testing.T) {
-	c := cluster.ForTest(t, 1)
+	c := cluster.ForTestWith(t, cluster.Options{Servers: 1, Config: manyClients})
 	s := open(t, Options{Address: c.Addr(0)})
 	t.Run("Transactions", func(t *testing.T) { testTransactions(t, s) })
 	t.Run("Limits", func(t *testing.T) { testLimits(t, s) })
@@ -199,6 +199,10 @@ func testLimits(t *testing.T, s *Store) {
 	}
 	must(s.Txn(ctx, []bus.Op{{Verb: bus.OpDeleteTree, Key: "big"}}))(t)
 }
+
+// manyClients: the suites are a hundred gateways from one address, one after another, and a server counts the
+// watches of those that are gone until they run out (5 minutes).
+const manyClients = `limits { http_max_conns_per_client = 2000 }`
 
 func testSessions(t *testing.T, s *Store) {
 	ctx := t.Context()
@@ -499,7 +503,7 @@ func second[T any](_ T, err error) error { return err }
 
 // TestThreeServers measures on three servers, and kills their leader.
 func TestThreeServers(t *testing.T) {
-	c := cluster.ForTest(t, 3)
+	c := cluster.ForTestWith(t, cluster.Options{Servers: 3, Config: manyClients})
 	ctx := t.Context()
 	leader := must(c.Leader(ctx))(t)
 	follower := (leader + 1) % 3

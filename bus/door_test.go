@@ -74,6 +74,10 @@ func TestDelay(t *testing.T) {
 		b.serve(first, bus.AgentSpec{ID: "bob", MaxConcurrent: 1}, h)
 		hour := b.send(jerry, "bob", "in an hour", notBefore(start.Add(time.Hour))) // its ttl is 5 minutes
 		b.send(jerry, "bob", "in ten", notBefore(start.Add(10*time.Minute)))
+		b.pass(100 * time.Millisecond) // less than what others may wait without a record
+		if in, err := jerry.Inboxes(b.Context(), "bob"); err != nil || in[0].Waiting != 0 || in[0].Pending != 2 {
+			b.Errorf("the cursor waits for the delayed ones: %+v %v", in, err)
+		}
 		same := func(at time.Duration) func(*bus.Outgoing) {
 			return func(o *bus.Outgoing) {
 				o.ConversationID = "together"

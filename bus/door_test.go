@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,9 +66,12 @@ func TestDelay(t *testing.T) {
 			at      time.Duration
 			attempt int
 		}
+		var mu sync.Mutex
 		var all []done
 		start := time.Now()
 		h := func(_ context.Context, m *bus.Incoming) error {
+			mu.Lock()
+			defer mu.Unlock()
 			all = append(all, done{m.Envelope().Text(), time.Since(start).Round(time.Second), m.Attempt()})
 			return nil
 		}
@@ -101,11 +105,15 @@ func TestDelay(t *testing.T) {
 		b.serve(second, bus.AgentSpec{ID: "bob", MaxConcurrent: 1, Rank: 1}, h)
 		b.crash(first)
 		b.pass(44*time.Minute + 30*time.Second) // 59:32
+		mu.Lock()
 		if len(all) != 4 {
 			b.Errorf("before the hour: %+v", all)
 		}
+		mu.Unlock()
 		b.pass(time.Minute)
 		want := []done{{"now", 0, 1}, {"in ten", 10 * time.Minute, 1}, {"together 1", 20 * time.Minute, 1}, {"together 2", 20 * time.Minute, 1}, {"in an hour", time.Hour, 1}}
+		mu.Lock()
+		defer mu.Unlock()
 		if !slices.Equal(all, want) {
 			b.Errorf("handled\n%+v, want\n%+v", all, want)
 		}

@@ -36,6 +36,8 @@ type job struct {
 	careful bool
 	// started: its turn has come. spilled: env is only the header, the rest is in its record.
 	started, spilled bool
+	// atDoor: it waits for nothing but a place to run in, so a record of its own would gain nothing.
+	atDoor bool
 	// What its handling asked, and the answers that are here.
 	asked   []string
 	answers map[string]*envelope.Sealed
@@ -112,6 +114,16 @@ func (ib *inbox) toConversation(j *job) int {
 	}
 	c = &conversation{queue: []*job{j}}
 	ib.convs[key] = c
+	if at := j.del.NextAttemptAt; at != nil && at.After(time.Now()) {
+		ib.delayLocked(at.Time, func() { ib.converse(key, c) })
+		return 0
+	}
+	ib.converse(key, c)
+	return 0
+}
+
+// converse handles the messages of a conversation until there are none left; ib.mu is held.
+func (ib *inbox) converse(key string, c *conversation) {
 	ib.wg.Add(1)
 	go func() {
 		defer ib.wg.Done()
@@ -128,16 +140,15 @@ func (ib *inbox) toConversation(j *job) int {
 			next.handle()
 		}
 	}()
-	return 0
 }
 
 // handle takes a message through its attempts until it has an end, or the inbox.
 func (j *job) handle() {
 	ib := j.ib
-	if !j.begin() {
-		return
-	}
 	if j.del.State == envelope.Delivered {
+		if !j.begin() {
+			return
+		}
 		// Its last owner died at work, or was deposed.
 		if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
 			return
@@ -150,8 +161,13 @@ func (j *job) handle() {
 		if !ib.b.session.waitTrusted(ib.intake) {
 			return
 		}
-		leave, ok := ib.enterWork(j.del.Crashes > 0)
+		// What waits here is not in memory when it has a record of its own.
+		leave, ok := ib.enterWork(j)
 		if !ok {
+			return
+		}
+		if !j.begin() {
+			leave()
 			return
 		}
 		if class, err := j.unfit(); err != nil {
@@ -254,7 +270,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 // parkWaiting gives a message that still waits for its turn a record of its own.
 func (j *job) parkWaiting() {
 	j.mu.Lock()
-	waiting := !j.parked && !j.started && !j.ended
+	waiting := !j.parked && !j.started && !j.ended && !j.atDoor
 	j.mu.Unlock()
 	if waiting {
 		j.park(nil, func(_ envelope.Time, err error) {

@@ -133,7 +133,7 @@ bench-go: ## The Go benchmarks, each for BENCHTIME (1s)
 	  $$(grep -rl --include='*_test.go' '^func Benchmark' $(ROOMS) | xargs -n 1 dirname | sort -u | sed 's|^|./|')
 
 ##@ Tools (pinned in test/tools, built into bin/tools)
-tools: consul nomad lint-tools ## All of them
+tools: consul nomad lint-tools ## All that the tests need
 
 consul: ## Consul 1.22, unless one is on PATH or named by GATEMESH_CONSUL_BIN
 	@found=$${GATEMESH_CONSUL_BIN:-$$(command -v consul || true)}; \

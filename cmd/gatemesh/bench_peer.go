@@ -27,7 +27,7 @@ const peerStop = 10 * time.Second
 
 // startPeer starts the peer and waits until it is ready.
 func startPeer(ctx context.Context, path string, synced bool) (*peer, error) {
-	cmd := exec.Command(path, fmt.Sprintf("-synced=%t", synced)) //nolint:gosec // named by whoever runs the benchmark
+	cmd := exec.Command(path, fmt.Sprintf("-synced=%t", synced))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -90,7 +90,7 @@ const peerPairs = 5
 // besidePeer measures the mesh and JetStream in turns, first with synced writes and then as shipped. Without the
 // peer's binary it says so and leaves its figures out.
 func (m *benchMesh) besidePeer(ctx context.Context, f *benchFigures, o benchOptions, say func(string, ...any)) error {
-	if _, err := os.Stat(o.peer); err != nil {
+	if _, err := os.Stat(o.peer); errors.Is(err, os.ErrNotExist) {
 		f.JetStream = fmt.Sprintf("skipped: no binary at %s (make nats builds it)", o.peer)
 		say("SKIPPED, so nothing is compared with JetStream: no binary at %s (make nats builds it)", o.peer)
 		return nil

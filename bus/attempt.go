@@ -70,6 +70,13 @@ var errAckTimeout = fmt.Errorf("no sign of life within the ack timeout: %w", Err
 // that wait for one, the highest priority first, then the oldest. A message that was being worked on when a process died runs alone among such: if it kills the next process
 // too, no other is suspected with it again.
 func (ib *inbox) enterWork(j *job) (leave func(), ok bool) {
+	switch {
+	case j.needsNoPlace():
+		return func() {}, true
+	case j.running() != nil:
+		ib.door.push() // its worker never stopped
+		return ib.door.leave, true
+	}
 	suspect := j.del.Crashes > 0
 	if suspect {
 		select {
@@ -98,6 +105,11 @@ func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	ib := j.ib
 	now := envelope.At(time.Now())
 	j.mu.Lock()
+	if j.ended {
+		j.mu.Unlock()
+		leave()
+		return nil, errOver
+	}
 	if merr := j.del.Move(envelope.Delivered, now); merr != nil {
 		j.mu.Unlock()
 		leave()
@@ -182,7 +194,7 @@ func (j *job) call(ctx context.Context, m *Incoming) (err error) {
 func (ib *inbox) abandon(j *job, result <-chan error, leave func()) {
 	ib.b.log.Error("a handler ignores the end of its context; going on without it",
 		"agent", ib.spec.ID, "message_id", j.env.MessageID, "left_behind", ib.leftBehind.Load()+1)
-	held := int(ib.leftBehind.Add(1)) > ib.door.places
+	held := int(ib.leftBehind.Add(1)) > ib.door.size()
 	if !held {
 		leave()
 	}
@@ -213,6 +225,8 @@ func (j *job) ackTimeout() time.Duration {
 
 // begin is the start of the message's turn. A message that was spilled is read again.
 func (j *job) begin() bool {
+	j.waking.Lock()
+	defer j.waking.Unlock()
 	j.mu.Lock()
 	j.started = true
 	spilled := j.spilled

@@ -114,6 +114,7 @@ type Bus struct {
 	outbox   *outbox
 	elector  *elector
 	registry *registry
+	workers  *workers
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -148,6 +149,7 @@ func New(cfg Config) (*Bus, error) {
 	b.outbox = newOutbox(b)
 	b.elector = newElector(b)
 	b.registry = newRegistry(b)
+	b.workers = newWorkers(b)
 	b.payloads = semaphore.NewWeighted(resolvedBytes)
 	b.blobOrphans = orphans{}
 	return b, nil
@@ -211,6 +213,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	b.run(func() { b.registry.follow(b.loops) })
 	b.run(func() { b.registry.heartbeats(b.loops) })
 	b.run(func() { b.elector.run(b.loops) })
+	b.run(func() { b.workers.run(b.loops) })
 	b.run(func() { (&reconciler{b: b, strays: map[string]bool{}, gone: map[string]time.Time{}}).run(b.loops) })
 	return nil
 }
@@ -261,6 +264,7 @@ func (b *Bus) Stop(ctx context.Context) error {
 	b.mu.Unlock()
 	defer close(b.stopped)
 
+	b.workers.retire(ctx)
 	b.elector.handover(ctx)
 	b.endWrite()
 	var err error

@@ -260,8 +260,15 @@ func (b *Bus) order(ctx context.Context, op string, f DeadLetterFilter, order de
 	return results, nil
 }
 
-// orderOne asks an agent's owner, which may do only the first few of what is named, and waits for its answer.
+// orderOne asks an agent's owner, which may do only the first few of what is named.
 func (b *Bus) orderOne(ctx context.Context, op, agent string, order deadOrder) ([]DeadLetterResult, error) {
+	var ans deadOrderAnswer
+	err := b.askOwner(ctx, op, agent, order, &ans)
+	return ans.Results, err
+}
+
+// askOwner has an agent's owner carry out what only the bus itself may ask, and waits for its answer.
+func (b *Bus) askOwner(ctx context.Context, op, agent string, order, answer any) error {
 	ttl := 30 * time.Second
 	if end, ok := ctx.Deadline(); ok {
 		ttl = max(time.Until(end), time.Second)
@@ -270,22 +277,21 @@ func (b *Bus) orderOne(ctx context.Context, op, agent string, order deadOrder) (
 		To: envelope.Address{Agent: agent}, From: b.cfg.Gateway, ReplyTo: b.cfg.Gateway, Capability: op, Payload: mustEncode(order), TTL: ttl, reserved: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ask the owner of %s: %w", agent, err)
+		return fmt.Errorf("ask the owner of %s: %w", agent, err)
 	}
 	tr, err := b.Await(ctx, s.MessageID, func(t Track) bool { return t.Facts.Replied || t.Facts.Dead })
 	switch {
 	case err != nil && b.OwnerOf(agent) == "":
-		return nil, fmt.Errorf("nobody owns %s now, so its dead letters cannot be moved: start a gateway that may run it: %w", agent, err)
+		return fmt.Errorf("nobody owns %s now, so nothing of it can be changed: start a gateway that may run it: %w", agent, err)
 	case err != nil:
-		return nil, fmt.Errorf("the owner of %s does not answer: %w", agent, err)
+		return fmt.Errorf("the owner of %s does not answer: %w", agent, err)
 	case tr.Facts.Dead:
-		return nil, &DeadLetterError{MessageID: s.MessageID, Agent: agent, Class: tr.Facts.Class, Reason: tr.Facts.Reason}
+		return &DeadLetterError{MessageID: s.MessageID, Agent: agent, Class: tr.Facts.Class, Reason: tr.Facts.Reason}
 	}
-	var ans deadOrderAnswer
-	if err := json.Unmarshal(tr.Reply.Payload, &ans); err != nil {
-		return nil, fmt.Errorf("the owner of %s answered something else: %w", agent, err)
+	if err := json.Unmarshal(tr.Reply.Payload, answer); err != nil {
+		return fmt.Errorf("the owner of %s answered something else: %w", agent, err)
 	}
-	return ans.Results, nil
+	return nil
 }
 
 // operate carries out what only the bus itself may ask.
@@ -294,8 +300,15 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 	if e.SourceAgent != e.SourceGateway {
 		return Never(envelope.ClassUnauthorised, fmt.Errorf("%s is asked by gateways only, not by %s", e.Capability, e.SourceAgent))
 	}
-	if e.Capability == opAdvice {
+	switch e.Capability {
+	case opAdvice:
 		return ib.b.advised(m)
+	case opRun:
+		return ib.b.runOrder(ctx, m)
+	case opStopRun:
+		return ib.stopRun(m)
+	case opCancel:
+		return ib.cancelTask(m)
 	}
 	var order deadOrder
 	if err := json.Unmarshal(e.Payload, &order); err != nil {
@@ -384,6 +397,7 @@ func (ib *inbox) rejoin(j *job, by string) {
 	ev := j.event(EventRedriven)
 	ev.State, ev.Reason = envelope.Queued, "by "+by
 	ib.b.emit(ev)
+	ib.claimUnique(j)
 	ib.enter(j, len(j.env.Canonical()))
 	ib.toConversation(j)
 }

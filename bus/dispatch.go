@@ -23,8 +23,16 @@ type job struct {
 	lane  uint64
 	item  int
 
+	// duplicateOf names the unfinished task that has the same unique key; it is set before the job is shared.
+	duplicateOf string
+	// waking is held while a spilled message is read again.
+	waking sync.Mutex
+
 	mu  sync.Mutex
 	del envelope.Delivery
+	// run is where a task of a queue is worked on, and cancelRun ends the wait for it.
+	run       *taskRun
+	cancelRun context.CancelCauseFunc
 	// parked: it has a record of its own, or one is on its way; at is the record's index
 	// (the writer's).
 	parked bool
@@ -150,7 +158,12 @@ func (j *job) handle() {
 			return
 		}
 		// Its last owner died at work, or was deposed.
-		if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
+		if j.running() != nil {
+			// A task: only the queue's owner died, its worker may be at it still.
+			j.mu.Lock()
+			_ = j.del.Handover(ib.b.cfg.Gateway, envelope.At(time.Now())) // it is delivered
+			j.mu.Unlock()
+		} else if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
 			return
 		}
 	}
@@ -166,7 +179,7 @@ func (j *job) handle() {
 		if !ok {
 			return
 		}
-		if !j.begin() {
+		if !j.begin() || j.over() {
 			leave()
 			return
 		}
@@ -176,8 +189,11 @@ func (j *job) handle() {
 			return
 		}
 		m, err := j.attempt(leave)
-		if ib.ctx.Err() != nil {
+		if ib.ctx.Err() != nil || errors.Is(err, errOver) {
 			return // deposed: whatever came out is not ours to record
+		}
+		if err != nil && m != nil && m.task != nil {
+			err = m.verdict(err)
 		}
 		if err == nil {
 			if j.acked(m) {
@@ -189,12 +205,19 @@ func (j *job) handle() {
 			j.handover()
 			return
 		}
+		if errors.Is(err, errGivenBack) {
+			j.giveBack(err)
+			continue
+		}
 		if class, final := finalClass(err); final {
 			j.dead(class, err)
 			return
 		}
 		class := envelope.ClassRetry
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLeaseLost) {
+		switch {
+		case errors.Is(err, errWorkerLost):
+			class = envelope.ClassCrashed
+		case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLeaseLost):
 			class = envelope.ClassTimeout
 		}
 		if j.failed(class, err) {
@@ -330,7 +353,7 @@ func (j *job) takenLocked() []*job {
 
 func (j *job) recordLocked() pendingOp {
 	j.recorded = j.del.Attempt
-	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, From: j.src.from, Envelope: j.env.Canonical(), Asked: j.asked}
+	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, From: j.src.from, Envelope: j.env.Canonical(), Asked: j.asked, Run: j.run}
 	return pendingOp{key: pendingKey(j.ib.spec.ID, j.env.MessageID), value: mustEncode(rec), at: &j.at}
 }
 

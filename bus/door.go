@@ -10,9 +10,9 @@ import (
 // door lets so many handlers of an inbox run at the same time. Who waits is let in by priority, then by age;
 // that is exact among the messages that wait here, which are those that the owner has read from their lanes.
 type door struct {
-	places int
-
-	mu      sync.Mutex
+	mu sync.Mutex
+	// places is how many there are, and free how many nobody has: less than none after places were taken away.
+	places  int
 	free    int
 	waiting waiters
 	arrived uint64
@@ -73,12 +73,37 @@ func (d *door) enter(ctx context.Context, j *job) bool {
 func (d *door) leave() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.waiting) == 0 {
-		d.free++
-		return
+	d.free++
+	d.letInLocked()
+}
+
+// resize changes how many places there are. Who is in stays in.
+func (d *door) resize(places int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.free += places - d.places
+	d.places = places
+	d.letInLocked()
+}
+
+// push takes a place whether there is one or not, for what runs already.
+func (d *door) push() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.free--
+}
+
+func (d *door) size() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.places
+}
+
+func (d *door) letInLocked() {
+	for d.free > 0 && len(d.waiting) > 0 {
+		d.free--
+		close(heap.Pop(&d.waiting).(*waiter).in)
 	}
-	w := heap.Pop(&d.waiting).(*waiter)
-	close(w.in)
 }
 
 // waiters is a heap: who goes first is at its top.

@@ -108,6 +108,8 @@ type inbox struct {
 	delayed delayed
 	// spilled counts the messages that wait in the store alone.
 	spilled int
+	// queue is set when this is the inbox of a task queue.
+	queue *queueTerm
 }
 
 func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *inbox {
@@ -122,6 +124,9 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 		door: newDoor(spec.MaxConcurrent), suspects: make(chan struct{}, 1),
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
+	}
+	if _, ok := h.(taskQueue); ok {
+		ib.door, ib.queue = newDoor(0), newQueueTerm(ib)
 	}
 	ib.described.Store(&spec)
 	ib.ctx, ib.cancel = context.WithCancelCause(b.life)
@@ -164,6 +169,11 @@ func (ib *inbox) depose(cause error) {
 
 // run loads what the last owner left and then takes what comes.
 func (ib *inbox) run() error {
+	if ib.queue != nil {
+		if err := ib.queue.start(); err != nil {
+			return err
+		}
+	}
 	if err := ib.loadPending(); err != nil {
 		return err
 	}
@@ -411,6 +421,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		if seq <= s.careful {
 			j.careful = true
 		}
+		ib.claimUnique(j)
 		jobs = append(jobs, j)
 	}
 	for _, j := range jobs {
@@ -463,6 +474,7 @@ func (ib *inbox) leave(j *job) {
 		return
 	}
 	delete(ib.active, j.env.Key())
+	ib.freeUnique(j)
 	for _, c := range j.asked {
 		delete(ib.asks, c)
 	}
@@ -581,7 +593,7 @@ func (ib *inbox) loadPending() error {
 		if err != nil {
 			return err
 		}
-		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, at: p.ModifyIndex, parked: true, recorded: rec.Delivery.Attempt, careful: ib.unclean,
+		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, run: rec.Run, at: p.ModifyIndex, parked: true, recorded: rec.Delivery.Attempt, careful: ib.unclean,
 			answers: map[string]*envelope.Sealed{}}
 		byID[id] = j
 		jobs = append(jobs, j)
@@ -596,6 +608,7 @@ func (ib *inbox) loadPending() error {
 		return jobs[a].item < jobs[b].item
 	})
 	for _, j := range jobs {
+		ib.claimUnique(j)
 		ib.enter(j, len(j.env.Canonical()))
 		ib.mu.Lock()
 		for _, c := range j.asked {

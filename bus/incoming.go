@@ -32,6 +32,8 @@ type Incoming struct {
 	extra   []Op
 	told    []ownedReceipt
 	after   func()
+	// task is set when this is the run of a queue's task at a worker; env is the task then.
+	task *taskWork
 }
 
 // outgoing is one message of an ack.
@@ -53,6 +55,9 @@ func (m *Incoming) Envelope() *envelope.Sealed {
 
 // Attempt is 1 the first time, and grows with every retry.
 func (m *Incoming) Attempt() int {
+	if m.task != nil {
+		return m.task.attempt
+	}
 	m.j.mu.Lock()
 	defer m.j.mu.Unlock()
 	return m.j.del.Attempt
@@ -126,6 +131,20 @@ func (m *Incoming) Reply(payload []byte) error {
 	if !m.lease.alive() {
 		return ErrLeaseLost
 	}
+	if m.task != nil {
+		if m.task.result != nil {
+			return fmt.Errorf("task %s has a result already", m.env.MessageID)
+		}
+		if most := m.j.ib.b.cfg.MaxPayload; len(payload) > most {
+			return fmt.Errorf("the result is %d bytes, at most %d: %w", len(payload), most, ErrTooLarge)
+		}
+		m.task.result = payload
+		return nil
+	}
+	return m.replyLocked(payload)
+}
+
+func (m *Incoming) replyLocked(payload []byte) error {
 	if m.reply {
 		return fmt.Errorf("message %s has a reply already", m.j.env.MessageID)
 	}
@@ -235,9 +254,12 @@ func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, er
 	if !m.lease.alive() {
 		return nil, ErrLeaseLost
 	}
-	e := &m.j.env.Envelope
+	e := &m.Envelope().Envelope
 	if out.From == "" {
 		out.From = m.j.ib.spec.ID
+		if m.task != nil {
+			out.From = m.task.agent
+		}
 	}
 	if out.CorrelationID == "" {
 		out.CorrelationID = e.CorrelationID

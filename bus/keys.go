@@ -25,6 +25,7 @@ const (
 	termsRoot      = Root + "terms/"
 	blobsRoot      = Root + "blobs/"
 	fanoutsRoot    = Root + "fanouts/"
+	tasksRoot      = Root + "tasks/"
 
 	agentOwners = ownersPrefix + "agents/"
 )
@@ -49,6 +50,10 @@ func termKey(agent string) string              { return termsRoot + agent }
 func blobPrefix(gw, id string) string          { return blobsRoot + gw + "/" + id + "/" }
 func blobKey(gw, id string, n int) string      { return blobPrefix(gw, id) + fmt.Sprintf("%04d", n) }
 func blobAboutKey(gw, id string) string        { return blobPrefix(gw, id) + "about" }
+func workersPrefix(queue string) string        { return tasksRoot + queue + "/workers/" }
+func workersAboutKey(queue string) string      { return workersPrefix(queue) + "about" }
+func workerKey(queue, gw string) string        { return workersPrefix(queue) + "of/" + gw }
+func uniquePrefix(queue string) string         { return tasksRoot + queue + "/unique/" }
 func fanoutKey(gw, id string) string           { return fanoutsRoot + gw + "/" + id }
 func ledgerKey(gw, agent string, n uint64) string {
 	return ledgerPrefix(gw, agent) + padded(n)

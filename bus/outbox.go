@@ -67,8 +67,12 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 	if o.CorrelationID == "" {
 		o.CorrelationID = o.ID
 	}
-	if len(o.Payload) > b.cfg.MaxPayload {
-		return nil, fmt.Errorf("payload is %d bytes, at most %d: %w", len(o.Payload), b.cfg.MaxPayload, ErrTooLarge)
+	most := b.cfg.MaxPayload
+	if strings.HasPrefix(o.Capability, ReservedCapability) {
+		most = envelope.MaxClaim // the mesh's own: a whole message may be in it
+	}
+	if len(o.Payload) > most {
+		return nil, fmt.Errorf("payload is %d bytes, at most %d: %w", len(o.Payload), most, ErrTooLarge)
 	}
 	if !o.reserved && strings.HasPrefix(o.Capability, ReservedCapability) {
 		return nil, fmt.Errorf("%w: capability %q: those that begin with %q are the mesh's own", envelope.ErrInvalid, o.Capability, ReservedCapability)

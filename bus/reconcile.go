@@ -54,7 +54,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 	_, err := b.dropBlobs(ctx, b.cfg.Gateway, own)
 	errs := []error{err, b.dropFanouts(ctx, b.cfg.Gateway, own)}
 	for _, ib := range b.elector.running() {
-		errs = append(errs, ib.dropDead(ctx), ib.dropAnswers(ctx))
+		errs = append(errs, ib.dropDead(ctx), ib.dropAnswers(ctx), ib.dropUnique(ctx))
 	}
 	return errors.Join(append(errs, r.clearGone(ctx))...)
 }

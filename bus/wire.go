@@ -156,6 +156,8 @@ type pendingRecord struct {
 	Envelope json.RawMessage `json:"envelope"`
 	// Asked names the questions that the handling has sent.
 	Asked []string `json:"asked,omitempty"`
+	// Run is where a task is worked on.
+	Run *taskRun `json:"run,omitempty"`
 }
 
 // decodePending reads a pending record and the message in it; a missing one is an error too.

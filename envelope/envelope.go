@@ -143,6 +143,14 @@ func (e *Envelope) Priority() int {
 	return *e.Task.Priority
 }
 
+// UniqueKey is what makes the envelope one of a kind in a queue; empty: nothing does.
+func (e *Envelope) UniqueKey() string {
+	if e.Task == nil {
+		return ""
+	}
+	return e.Task.UniqueKey
+}
+
 // Text is the payload as a person reads it: a JSON string unquoted, else the JSON.
 func (e *Envelope) Text() string { return PayloadText(e.Payload) }
 

@@ -92,12 +92,14 @@ const (
 	ClassBudget Class = "budget"
 	// ClassUndeliverable: it cannot be handled where it arrived.
 	ClassUndeliverable Class = "undeliverable"
+	// ClassCancelled: an operator gave it up (tasks only).
+	ClassCancelled Class = "cancelled"
 )
 
 // Classes lists all classes.
 var Classes = []Class{
 	ClassRetry, ClassTimeout, ClassCrashed,
-	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable,
+	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable, ClassCancelled,
 }
 
 // Retryable reports whether another attempt can help.

@@ -215,7 +215,7 @@ func (j *job) ackTimeout() time.Duration {
 // begin is the start of the message's turn. A message that was spilled is read again.
 func (j *job) begin() bool {
 	j.mu.Lock()
-	j.started = true
+	j.started, j.ahead = true, nil
 	spilled := j.spilled
 	j.mu.Unlock()
 	if !spilled {

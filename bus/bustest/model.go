@@ -293,6 +293,9 @@ func (m *Model) apply(s *modelState, t modelTxn) (ok, fenced bool) {
 		if m.Mutation != RedriveKeepsDead {
 			msg.Dead = false
 		}
+		if m.Mutation != SameQuestion {
+			msg.Asked, msg.Answer = 0, 0 // what it asks in its new life is another question
+		}
 	}
 	return true, false
 }

@@ -30,6 +30,8 @@ func Models(long bool) map[string]*Model {
 	add("crash and duplicate", apart, Faults{Crashes: 1, Duplicates: 1})
 	add("redrive", []ModelMessage{{0, never}}, Faults{Redrives: 1, Crashes: 1, Lost: 1})
 	add("deposed, redrive and late", []ModelMessage{{0, never}}, Faults{Redrives: 1, Depositions: 1, Late: 1})
+	add("asks, dies and is redriven", []ModelMessage{{0, ask}}, Faults{Redrives: 1, Crashes: 1, Handovers: 1})
+	models["asks, dies and is redriven"].Attempts = 1
 	if !long {
 		return models
 	}

@@ -31,6 +31,7 @@ const (
 	AnswerApart
 	QuestionApart
 	RecordOvertakes
+	SameQuestion
 )
 
 // Mutations are all of them, by name.
@@ -53,6 +54,7 @@ var Mutations = map[Mutation]string{
 	RedriveKeepsDead:   "a redrive leaves the dead letter",
 	AnswerApart:        "an answer is taken without being kept",
 	QuestionApart:      "the question has a transaction of its own",
+	SameQuestion:       "a redriven message asks under the id of its last life",
 	RecordOvertakes:    "a message that waits is recorded before the one that it waits for",
 }
 

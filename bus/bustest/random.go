@@ -109,8 +109,12 @@ func explored(v Verdict, faulty bool) (*Exploration, error) {
 	}
 	scripts := [][]Verdict{{v}}
 	if v == VerdictFail {
-		// It fails at its first attempt and no more; which attempts are known to have failed is the mesh's affair.
-		scripts = [][]Verdict{{VerdictFail, VerdictAck}, {VerdictAck}}
+		// The first run of its handler fails and no other. What ended with a process before or after that may count as a
+		// failure, or leave no trace.
+		scripts = [][]Verdict{{VerdictFail, VerdictAck}}
+		if faulty {
+			scripts = append(scripts, []Verdict{VerdictAck}, []Verdict{VerdictAck, VerdictFail, VerdictAck}, []Verdict{VerdictAck, VerdictAck, VerdictFail})
+		}
 	}
 	all := &Exploration{views: map[[2]modelView]bool{}, ends: map[modelView]bool{}}
 	for _, script := range scripts {
@@ -352,7 +356,7 @@ func (w *mesh) again(g int) {
 }
 
 func (w *mesh) halt(p *process) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), 2*time.Second)
 	defer cancel()
 	_ = p.Stop(ctx) // one whose store is gone ends with ctx
 }
@@ -429,4 +433,29 @@ func (w *mesh) check() error {
 		return nil
 	}
 	return errors.New(strings.Join(r.wrong, "\n"))
+}
+
+// randomRuns plays a few on the store as it is, in real time. They are the same ones every time: run N is number N.
+func randomRuns(w *world) {
+	runs := 5
+	if w.slow {
+		runs = 3
+	}
+	drawn := rapid.Custom(func(t *rapid.T) *RandomRun { return DrawRun(t, 12) })
+	for n := range runs {
+		var clients []bus.Store
+		run := drawn.Example(n)
+		err := run.Play(w.Context(), func() bus.Store {
+			clients = append(clients, w.open())
+			return clients[len(clients)-1]
+		}, false)
+		if err != nil {
+			w.Errorf("run %d, %+v: %v", n, *run, err)
+		}
+		if w.slow { // a server takes only so many connections
+			for _, c := range clients {
+				_ = c.Close()
+			}
+		}
+	}
 }

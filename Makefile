@@ -31,7 +31,7 @@ MODEL_SEED ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak model consul nomad lint-tools tools clean summary
+	prove demo-proof bench bench-go soak model consul nomad nats lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -98,13 +98,13 @@ lint: lint-tools ## golangci-lint, with .golangci.yml
 
 tidy: ## go mod tidy in every module
 	@go mod tidy
-	@for m in consul lint; do (cd test/tools/$$m && go mod tidy); done
+	@for m in consul lint nats; do (cd test/tools/$$m && go mod tidy); done
 
 # test/tools/nomad is not here: Nomad's tests need, through a test of a dependency, a package
 # that its module no longer has, so "go mod tidy" cannot finish there. What is in its modfile
 # builds with -mod=readonly, which is what counts.
 tidy-check:
-	@for m in . test/tools/consul test/tools/lint; do \
+	@for m in . test/tools/consul test/tools/lint test/tools/nats; do \
 	  (cd $$m && go mod tidy -diff >/dev/null) || { echo "$$m/go.mod is not tidy (run: make tidy)" >&2; exit 1; }; \
 	done
 
@@ -131,7 +131,7 @@ soak: build consul ## 100,000 messages through three gateway processes and three
 	@go test -tags proof -count 1 -timeout 60m -run '^TestProofSoak$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
-bench: build consul bench-go ## Delivery beside the store's floor and a naive bus, on one and three Consul servers (BENCH_ARGS)
+bench: build consul nats bench-go ## Delivery beside the store's floor, a naive bus and NATS JetStream, on one and three Consul servers (BENCH_ARGS)
 	@bin/gatemesh bench --proof bin/proof/bench.json --commit $(COMMIT) $(BENCH_ARGS)
 
 bench-go: ## The Go benchmarks, each for BENCHTIME (1s)
@@ -139,7 +139,7 @@ bench-go: ## The Go benchmarks, each for BENCHTIME (1s)
 	  $$(grep -rl --include='*_test.go' '^func Benchmark' $(ROOMS) | xargs -n 1 dirname | sort -u | sed 's|^|./|')
 
 ##@ Tools (pinned in test/tools, built into bin/tools)
-tools: consul nomad lint-tools ## All of them
+tools: consul nomad lint-tools ## All that the tests need
 
 consul: ## Consul 1.22, unless one is on PATH or named by GATEMESH_CONSUL_BIN
 	@found=$${GATEMESH_CONSUL_BIN:-$$(command -v consul || true)}; \
@@ -148,6 +148,9 @@ consul: ## Consul 1.22, unless one is on PATH or named by GATEMESH_CONSUL_BIN
 nomad: ## Nomad 1.10, unless one is on PATH or named by GATEMESH_NOMAD_BIN
 	@found=$${GATEMESH_NOMAD_BIN:-$$(command -v nomad || true)}; \
 	if [ -n "$$found" ]; then echo "nomad: using $$found"; else test/tools/build nomad "2 to 8 minutes"; fi
+
+nats: ## The peer of the benchmark: three NATS JetStream servers in one program
+	@test/tools/build nats "1 minute"
 
 lint-tools: ## golangci-lint, gotestsum, govulncheck
 	@test/tools/build lint "2 to 6 minutes"

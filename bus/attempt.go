@@ -66,10 +66,11 @@ func (l *lease) end(cause error) {
 // errAckTimeout is why a lease was lost while the term goes on.
 var errAckTimeout = fmt.Errorf("no sign of life within the ack timeout: %w", ErrLeaseLost)
 
-// enterWork takes one of the places for running handlers, and returns how to give it back. A message that
-// was being worked on when a process died runs alone among such: if it kills the next process
+// enterWork takes one of the places for running handlers, and returns how to give it back: of the messages
+// that wait for one, the highest priority first, then the oldest. A message that was being worked on when a process died runs alone among such: if it kills the next process
 // too, no other is suspected with it again.
-func (ib *inbox) enterWork(suspect bool) (leave func(), ok bool) {
+func (ib *inbox) enterWork(j *job) (leave func(), ok bool) {
+	suspect := j.del.Crashes > 0
 	if suspect {
 		select {
 		case ib.suspects <- struct{}{}:
@@ -77,16 +78,14 @@ func (ib *inbox) enterWork(suspect bool) (leave func(), ok bool) {
 			return nil, false
 		}
 	}
-	select {
-	case ib.slots <- struct{}{}:
-	case <-ib.intake.Done():
+	if !ib.door.enter(ib.intake, j) {
 		if suspect {
 			<-ib.suspects
 		}
 		return nil, false
 	}
 	return func() {
-		<-ib.slots
+		ib.door.leave()
 		if suspect {
 			<-ib.suspects
 		}
@@ -183,7 +182,7 @@ func (j *job) call(ctx context.Context, m *Incoming) (err error) {
 func (ib *inbox) abandon(j *job, result <-chan error, leave func()) {
 	ib.b.log.Error("a handler ignores the end of its context; going on without it",
 		"agent", ib.spec.ID, "message_id", j.env.MessageID, "left_behind", ib.leftBehind.Load()+1)
-	held := int(ib.leftBehind.Add(1)) > cap(ib.slots)
+	held := int(ib.leftBehind.Add(1)) > ib.door.places
 	if !held {
 		leave()
 	}

@@ -43,7 +43,7 @@ func (b *Bus) putPayload(ctx context.Context, s *envelope.Sealed) error {
 		return nil
 	}
 	n := chunksOf(s.PayloadSize)
-	about := mustEncode(blobAbout{s.MessageID, s.TargetAgent, s.PayloadSize, s.PayloadSHA256, n, s.CreatedAt, s.TTL})
+	about := mustEncode(blobAbout{s.MessageID, s.TargetAgent, s.PayloadSize, s.PayloadSHA256, n, s.CreatedAt, envelope.MillisOf(s.ExpiresAt().Sub(s.CreatedAt.Time))})
 	if err := b.putBlob(ctx, blobAboutKey(s.SourceGateway, s.MessageID), about); err != nil {
 		return err
 	}

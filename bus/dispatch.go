@@ -38,6 +38,8 @@ type job struct {
 	started, spilled bool
 	// ahead is the message before it in its conversation, until its own turn comes.
 	ahead *job
+	// atDoor: it waits for nothing but a place to run in, so a record of its own would gain nothing.
+	atDoor bool
 	// What its handling asked, and the answers that are here.
 	asked   []string
 	answers map[string]*envelope.Sealed
@@ -119,6 +121,16 @@ func (ib *inbox) toConversation(j *job) int {
 	}
 	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
+	if at := j.del.NextAttemptAt; at != nil && at.After(time.Now()) {
+		ib.delayLocked(at.Time, func() { ib.converse(key, c) })
+		return 0
+	}
+	ib.converse(key, c)
+	return 0
+}
+
+// converse handles the messages of a conversation until there are none left; ib.mu is held.
+func (ib *inbox) converse(key string, c *conversation) {
 	ib.wg.Add(1)
 	go func() {
 		defer ib.wg.Done()
@@ -135,16 +147,15 @@ func (ib *inbox) toConversation(j *job) int {
 			next.handle()
 		}
 	}()
-	return 0
 }
 
 // handle takes a message through its attempts until it has an end, or the inbox.
 func (j *job) handle() {
 	ib := j.ib
-	if !j.begin() {
-		return
-	}
 	if j.del.State == envelope.Delivered {
+		if !j.begin() {
+			return
+		}
 		// Its last owner died at work, or was deposed.
 		if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
 			return
@@ -157,8 +168,13 @@ func (j *job) handle() {
 		if !ib.b.session.waitTrusted(ib.intake) {
 			return
 		}
-		leave, ok := ib.enterWork(j.del.Crashes > 0)
+		// What waits here is not in memory when it has a record of its own.
+		leave, ok := ib.enterWork(j)
 		if !ok {
+			return
+		}
+		if !j.begin() {
+			leave()
 			return
 		}
 		if class, err := j.unfit(); err != nil {
@@ -262,7 +278,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 // in its conversation: the next owner takes records before lanes.
 func (j *job) parkWaiting() {
 	j.mu.Lock()
-	waiting := !j.parked && !j.started && !j.ended
+	waiting := !j.parked && !j.started && !j.ended && !j.atDoor
 	j.mu.Unlock()
 	if waiting && !j.kept() && j.ib.ctx.Err() == nil {
 		time.AfterFunc(quick, j.parkWaiting)

@@ -86,7 +86,7 @@ type inbox struct {
 	wg        sync.WaitGroup // everything that runs for this term
 	overOnce  sync.Once
 	overClose chan struct{}
-	slots     chan struct{} // bounds concurrent handlers
+	door      *door         // bounds concurrent handlers
 	suspects  chan struct{} // one at a time of those that a process died with
 	// leftBehind counts handlers that ignored the end of their ctx.
 	leftBehind atomic.Int32
@@ -104,6 +104,8 @@ type inbox struct {
 	asks map[string]*job
 	// room is closed and replaced when a message leaves.
 	room chan struct{}
+	// delayed are the conversations whose first message is not due yet.
+	delayed delayed
 	// spilled counts the messages that wait in the store alone.
 	spilled int
 }
@@ -117,7 +119,7 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 	}
 	ib := &inbox{
 		b: b, spec: spec, handler: h, session: session, term: term,
-		slots: make(chan struct{}, spec.MaxConcurrent), suspects: make(chan struct{}, 1),
+		door: newDoor(spec.MaxConcurrent), suspects: make(chan struct{}, 1),
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
@@ -402,6 +404,10 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{j}, done: func(error) {}})
 			continue
 		}
+		if at := env.NotBefore(); at.After(time.Now()) {
+			next := envelope.At(at)
+			j.del.NextAttemptAt = &next
+		}
 		if seq <= s.careful {
 			j.careful = true
 		}
@@ -409,7 +415,11 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	for _, j := range jobs {
 		ib.enter(j, len(j.env.Canonical()))
+		due := j.del.NextAttemptAt == nil
 		ib.dispatch(j)
+		if !due {
+			j.parkWaiting() // the lane goes on without it, and its memory is free until then
+		}
 	}
 	if len(jobs) > 0 {
 		time.AfterFunc(patience, func() {
@@ -595,7 +605,8 @@ func (ib *inbox) loadPending() error {
 		}
 		ib.mu.Unlock()
 		ib.b.tracks.begin(j.env)
-		if ib.toConversation(j) > 0 {
+		due := j.del.NextAttemptAt == nil || !j.del.NextAttemptAt.After(time.Now())
+		if ib.toConversation(j) > 0 || !due {
 			j.spill()
 		}
 	}

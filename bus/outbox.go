@@ -38,6 +38,8 @@ type Outgoing struct {
 	// MaxAttempts, AckTimeout and RetryDelay ask the receiver for other numbers than its own; 0: its own.
 	MaxAttempts            int
 	AckTimeout, RetryDelay time.Duration
+	// Task says how much it matters and when it may be handled; nil: as everything else.
+	Task *envelope.Task
 	// AttemptID names this try of the sender; at most 64 characters. Another try of the same ID is no other message.
 	AttemptID string
 
@@ -74,12 +76,15 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 	if len(o.AttemptID) > 64 {
 		return nil, fmt.Errorf("%w: attempt_id is %d bytes, at most 64", envelope.ErrInvalid, len(o.AttemptID))
 	}
+	if o.Task != nil && o.Task.NotBefore != nil && time.Until(o.Task.NotBefore.Time) > envelope.MaxDelay {
+		return nil, fmt.Errorf("%w: task.not_before is %s ahead, at most %s", envelope.ErrInvalid, time.Until(o.Task.NotBefore.Time).Round(time.Second), envelope.MaxDelay)
+	}
 	e := envelope.Envelope{
 		SchemaVersion: envelope.Version, MessageID: o.ID, CorrelationID: o.CorrelationID, ConversationID: o.ConversationID,
 		InReplyTo: o.InReplyTo, ReplyTo: o.ReplyTo, SourceGateway: b.cfg.Gateway, SourceAgent: o.From,
 		TargetGateway: o.To.Gateway, TargetAgent: o.To.Agent, Capability: o.Capability, Payload: o.Payload,
 		CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(o.TTL), MaxHops: o.MaxHops, Terminal: o.Terminal,
-		Budget: o.Budget, Traceparent: o.Traceparent,
+		Budget: o.Budget, Task: o.Task, Traceparent: o.Traceparent,
 		MaxAttempts: o.MaxAttempts, AckTimeout: envelope.MillisOf(o.AckTimeout), RetryDelay: envelope.MillisOf(o.RetryDelay),
 	}
 	if len(o.Payload) > envelope.MaxPayload {

@@ -103,6 +103,11 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"seq":1,"count":2,"entry":{}}`))
 	f.Add(encodeHead(1, 2, 3, [][]byte{mustEncode(receipt{IDs: []string{"x"}})}))
 	f.Add(mustEncode(pendingRecord{}))
+	for _, e := range sealedSamples(f) {
+		f.Add(mustEncode(pendingRecord{Lane: 7, From: "jerry", Envelope: e.Canonical(), Asked: []string{e.MessageID}}))
+		f.Add(mustEncode(deadRecord{Delivery: envelope.Delivery{State: envelope.DeadLetter}, From: "jerry", Envelope: e.Canonical()}))
+	}
+	f.Add([]byte(`{"delivery":{"state":"dead-letter","dead_at":null},"raw":"\u0000","from":"jerry"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l := &lane{laneShared: &laneShared{}}
 		_ = l.adopt(&Pair{Key: "k", Value: b, ModifyIndex: 1})
@@ -113,6 +118,17 @@ func FuzzRecords(f *testing.F) {
 		}
 		_, _ = decodeEntry(b)
 		_ = objectEnd(b)
+		if rec, env, err := decodePending(&Pair{Key: "k", Value: b}); err == nil {
+			// What can be read can be written again, and says the same.
+			again, env2, err := decodePending(&Pair{Key: "k", Value: mustEncode(rec)})
+			if err != nil || again.Lane != rec.Lane || env2.Key() != env.Key() {
+				t.Errorf("%s\nbecame %+v, %v", b, again, err)
+			}
+		}
+		d := decodeDead("bobby", "id", b)
+		if d.Hindrance == "" && (d.Envelope == nil || d.Delivery.State != envelope.DeadLetter) {
+			t.Errorf("%s\ncould be redriven: %+v", b, d)
+		}
 	})
 }
 

@@ -66,6 +66,11 @@ func (s *Sealed) WithPayload(p json.RawMessage) (*Sealed, error) {
 func (s *Sealed) Header() *Sealed {
 	e := s.Envelope
 	e.Payload = nil
+	if e.Task != nil {
+		t := *e.Task
+		t.UniqueKey = strings.Clone(t.UniqueKey)
+		e.Task = &t
+	}
 	for _, f := range []*string{
 		&e.SchemaVersion, &e.MessageID, &e.CorrelationID, &e.ConversationID, &e.InReplyTo, &e.ReplyTo, &e.SourceGateway, &e.SourceAgent,
 		&e.TargetGateway, &e.TargetAgent, &e.PayloadSHA256, &e.Capability, &e.Traceparent,

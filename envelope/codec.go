@@ -109,12 +109,12 @@ func otherMajor(b []byte) error {
 }
 
 // checkCanonical refuses what the decoder would let through: white space outside
-// strings, deep nesting, and in the objects that this package reads (the envelope and its
-// budget) keys that stand twice, keys that Go would fold into another one, and
+// strings, deep nesting, and in the objects that this package reads (the envelope, its
+// budget and its task) keys that stand twice, keys that Go would fold into another one, and
 // values that mean "absent". It does not check the grammar; the decoder does that.
 func checkCanonical(b []byte) error {
-	var keys [2]keySet // of the envelope, of its budget
-	depth, inBudget, wantKey := 0, false, false
+	var keys [3]keySet // of the envelope, of its budget, of its task
+	depth, inner, wantKey := 0, 0, false
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
 		case ' ', '\t', '\r', '\n':
@@ -123,12 +123,12 @@ func checkCanonical(b []byte) error {
 			if depth++; depth > maxDepth {
 				return invalid("nested more than %d deep", maxDepth)
 			}
-			wantKey = depth == 1 || depth == 2 && inBudget
+			wantKey = depth == 1 || depth == 2 && inner > 0
 		case '}', ']':
 			depth--
 			wantKey = false
 		case ',':
-			wantKey = depth == 1 || depth == 2 && inBudget
+			wantKey = depth == 1 || depth == 2 && inner > 0
 		case '"':
 			start := i + 1
 			i = stringEnd(b, i)
@@ -137,11 +137,22 @@ func checkCanonical(b []byte) error {
 			}
 			wantKey = false
 			key, value := b[start:i], b[i+1:]
-			if err := keys[depth-1].add(key); err != nil {
+			set := &keys[0]
+			if depth == 2 {
+				set = &keys[inner]
+			}
+			if err := set.add(key); err != nil {
 				return err
 			}
 			if depth == 1 {
-				inBudget = string(key) == "budget"
+				switch string(key) {
+				case "budget":
+					inner = 1
+				case "task":
+					inner = 2
+				default:
+					inner = 0
+				}
 			}
 			if absent(value) && (depth != 1 || string(key) != "payload") {
 				return invalid("%s is null or empty: leave it out", key)

@@ -10,7 +10,7 @@
 // path, times stamped by the receiver, the last error. Both are JSON and meant to be
 // read in the Consul UI. [Schema] describes both to other languages.
 //
-// # Fields of an envelope (schema 1.0; plan, "Inter-Gateway Message Contract")
+// # Fields of an envelope (schema 1.1; plan, "Inter-Gateway Message Contract")
 //
 //	schema_version   "MAJOR.MINOR"; an unknown major is refused, an unknown minor is read
 //	message_id       UUID (ours are UUIDv7); with source_gateway the identity of the message
@@ -34,12 +34,16 @@
 //	payload_sha256   its SHA-256, in lower-case hex
 //	terminal         true: must be handled where it arrives, never forwarded
 //	budget           what the causal chain may still spend (messages, tokens, usd, deadline)
+//	task             since 1.1; {priority 0..9 (absent: 5), not_before, unique_key, unique_for in ms}: when
+//	                 it may be handled, before what, and what it is one of a kind of. Counts for every inbox,
+//	                 the unique ones for queues. With a not_before the ttl counts from there. A 1.0
+//	                 gateway keeps it unread: it handles such a message at once
 //	traceparent      W3C Trace Context; one that is malformed is carried, not refused
 //
 // # Canonical bytes
 //
 // They are the JSON as the sender wrote it, keys in any order: UTF-8, no white space
-// outside strings, at most 256 deep. In the envelope and its budget (not in the payload)
+// outside strings, at most 256 deep. In the envelope, its budget and its task (not in the payload)
 // no key stands twice, keys are of a-z, 0-9 and "_", at most 32 of them, and a
 // field that is absent is left out, never null or an empty string. These rules bind
 // newer minors too; their fields are kept unread.

@@ -18,7 +18,7 @@ import (
 // Version of the schema that this package writes. It reads every minor of Major.
 const (
 	Major   = 1
-	Version = "1.0"
+	Version = "1.1"
 )
 
 // Limits of the wire contract.
@@ -38,6 +38,11 @@ const (
 	MaxHops = 32
 	// MaxTTL is the longest ttl.
 	MaxTTL = 30 * 24 * time.Hour
+	// MaxDelay is how far ahead a sender may put a not_before. Gateways that send hold to it.
+	MaxDelay = 30 * 24 * time.Hour
+	// MaxPriority is the highest priority, DefaultPriority that of a message that names none.
+	MaxPriority     = 9
+	DefaultPriority = 5
 	// maxLabel bounds capability, conversation_id and traceparent, in characters.
 	maxLabel = 256
 	// maxDepth bounds nesting. encoding/json gives up at 10,000: an envelope just below
@@ -71,6 +76,7 @@ type Envelope struct {
 	PayloadSHA256  string          `json:"payload_sha256,omitempty"`
 	Terminal       bool            `json:"terminal,omitempty"`
 	Budget         *Budget         `json:"budget,omitempty"`
+	Task           *Task           `json:"task,omitempty"`
 	Traceparent    string          `json:"traceparent,omitempty"`
 }
 
@@ -80,6 +86,18 @@ type Budget struct {
 	Tokens   *int64   `json:"tokens,omitempty"`
 	USD      *float64 `json:"usd,omitempty"`
 	Deadline *Time    `json:"deadline,omitempty"`
+}
+
+// Task says when a message is worth handling and how much it matters; absent fields are the defaults.
+type Task struct {
+	// Priority is 0 to 9; nil means DefaultPriority.
+	Priority *int `json:"priority,omitempty"`
+	// NotBefore is the moment before which nobody handles it, by the receiver's clock; its ttl counts from
+	// then on.
+	NotBefore *Time `json:"not_before,omitempty"`
+	// UniqueKey makes it one of a kind in a queue; UniqueFor is how long after its end it still is.
+	UniqueKey string `json:"unique_key,omitempty"`
+	UniqueFor Millis `json:"unique_for,omitempty"`
 }
 
 // NewID returns a fresh message id (UUIDv7, so ids sort by the time they were made;
@@ -100,8 +118,30 @@ func DerivedID(parent, name string) string {
 // Key is the identity of a message: an id means nothing without the gateway that gave it.
 func (e *Envelope) Key() string { return e.SourceGateway + "/" + e.MessageID }
 
-// ExpiresAt is the moment after which nobody may act on the envelope.
-func (e *Envelope) ExpiresAt() time.Time { return e.CreatedAt.Add(e.TTL.Duration()) }
+// ExpiresAt is the moment after which nobody may act on the envelope: its ttl counts from created_at
+// or, when that is later, from not_before.
+func (e *Envelope) ExpiresAt() time.Time {
+	if at := e.NotBefore(); at.After(e.CreatedAt.Time) {
+		return at.Add(e.TTL.Duration())
+	}
+	return e.CreatedAt.Add(e.TTL.Duration())
+}
+
+// NotBefore is the moment before which nobody may handle the envelope; zero: there is none.
+func (e *Envelope) NotBefore() time.Time {
+	if e.Task == nil || e.Task.NotBefore == nil {
+		return time.Time{}
+	}
+	return e.Task.NotBefore.Time
+}
+
+// Priority is how much the envelope matters, 0 to [MaxPriority].
+func (e *Envelope) Priority() int {
+	if e.Task == nil || e.Task.Priority == nil {
+		return DefaultPriority
+	}
+	return *e.Task.Priority
+}
 
 // Text is the payload as a person reads it: a JSON string unquoted, else the JSON.
 func (e *Envelope) Text() string { return PayloadText(e.Payload) }
@@ -242,7 +282,30 @@ func (e *Envelope) Validate() error {
 	if err := e.validateRetry(); err != nil {
 		return err
 	}
+	if err := e.Task.validate(); err != nil {
+		return err
+	}
 	return e.Budget.validate()
+}
+
+func (t *Task) validate() error {
+	switch {
+	case t == nil:
+		return nil
+	case t.Priority != nil && (*t.Priority < 0 || *t.Priority > MaxPriority):
+		return invalid("task.priority is %d, want 0 to %d", *t.Priority, MaxPriority)
+	case t.NotBefore != nil && !t.NotBefore.plausible():
+		return invalid("task.not_before is not in the years %d to %d", minYear, maxYear)
+	case utf8.RuneCountInString(t.UniqueKey) > maxLabel:
+		return invalid("task.unique_key is %d characters, at most %d", utf8.RuneCountInString(t.UniqueKey), maxLabel)
+	case strings.ContainsFunc(t.UniqueKey, unprintable):
+		return invalid("task.unique_key holds control characters or is not UTF-8")
+	case t.UniqueFor < 0 || t.UniqueFor.Duration() > MaxTTL:
+		return invalid("task.unique_for is %d ms, want 0 to %d", int64(t.UniqueFor), MaxTTL.Milliseconds())
+	case t.UniqueFor > 0 && t.UniqueKey == "":
+		return invalid("task.unique_for says nothing without a unique_key")
+	}
+	return nil
 }
 
 func (e *Envelope) validateRetry() error {

@@ -10,7 +10,7 @@ import (
 
 func fastSamples(tb testing.TB) [][]byte {
 	var all [][]byte
-	for _, path := range goldenFiles(tb, "v1.0") {
+	for _, path := range append(goldenFiles(tb, "v1.0"), goldenFiles(tb, "v1.1")...) {
 		all = append(all, wire(tb, path))
 	}
 	return all

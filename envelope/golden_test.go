@@ -13,7 +13,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files of this version anew")
 
-// golden is what this build writes, by the name of its file in testdata/v1.0. A change of
+// golden is what this build writes, by the name of its file in testdata. A change of
 // these bytes is a change of the wire format: raise the version and add a folder.
 func golden() map[string]Envelope {
 	reply := minimal()
@@ -26,7 +26,15 @@ func golden() map[string]Envelope {
 	text := minimal()
 	text.ConversationID = "Straße <1> & \u2028 \U0001f980"
 	text.Payload = TextPayload("a < b && b > c, \"quoted\" \\ Grüße, \u2028 \u2029 \U0001f980\n\x00 \xff")
-	return map[string]Envelope{"minimal.json": minimal(), "full.json": full(), "reply.json": reply, "unicode.json": text}
+	task := full()
+	task.SchemaVersion = "1.1"
+	task.Task = &Task{Priority: ptr(0), NotBefore: ptr(At(noon.Add(time.Hour))), UniqueKey: "backup <db> 1", UniqueFor: 3_600_000}
+	urgent := minimal()
+	urgent.SchemaVersion, urgent.Task = "1.1", &Task{Priority: ptr(MaxPriority)}
+	return map[string]Envelope{
+		"v1.0/minimal.json": minimal(), "v1.0/full.json": full(), "v1.0/reply.json": reply, "v1.0/unicode.json": text,
+		"v1.1/task.json": task, "v1.1/urgent.json": urgent,
+	}
 }
 
 // wire reads a golden file: canonical bytes and, for editors and git, a final newline.
@@ -54,7 +62,7 @@ func goldenFiles(t testing.TB, version string) []string {
 
 func TestGoldenWritten(t *testing.T) {
 	for name, e := range golden() {
-		path := filepath.Join("testdata", "v1.0", name)
+		path := filepath.Join("testdata", name)
 		got := seal(t, e).Canonical()
 		if *update {
 			if err := os.WriteFile(path, append(bytes.Clone(got), '\n'), 0o644); err != nil {
@@ -71,7 +79,7 @@ func TestGoldenWritten(t *testing.T) {
 func TestGoldenRead(t *testing.T) {
 	schema := compileSchema(t, "")
 	ours := golden()
-	for _, path := range goldenFiles(t, "v1.0") {
+	for _, path := range append(goldenFiles(t, "v1.0"), goldenFiles(t, "v1.1")...) {
 		b := wire(t, path)
 		s, err := Decode(b)
 		if err != nil {
@@ -85,7 +93,7 @@ func TestGoldenRead(t *testing.T) {
 		if err := schemaErr(t, schema, b); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
-		if _, ok := ours[filepath.Base(path)]; ok {
+		if _, ok := ours[filepath.Base(filepath.Dir(path))+"/"+filepath.Base(path)]; ok {
 			if resealed := seal(t, s.Envelope).Canonical(); !bytes.Equal(resealed, b) {
 				t.Errorf("%s: something was lost in reading\n got %s\nwant %s", path, resealed, b)
 			}

@@ -157,6 +157,13 @@ func wildEnvelope() *rapid.Generator[Envelope] {
 				Deadline: rapid.Ptr(when, true).Draw(t, "deadline"),
 			}
 		}
+		if rapid.Bool().Draw(t, "task") {
+			e.Task = &Task{
+				Priority:  rapid.Ptr(often(rapid.IntRange(0, MaxPriority), rapid.SampledFrom([]int{-1, MaxPriority + 1})), true).Draw(t, "priority"),
+				NotBefore: rapid.Ptr(when, true).Draw(t, "not_before"), UniqueKey: optional(label).Draw(t, "unique_key"),
+				UniqueFor: often(millis(rapid.Int64Range(0, MaxTTL.Milliseconds())), millis(rapid.SampledFrom([]int64{-1, MaxTTL.Milliseconds() + 1}))).Draw(t, "unique_for"),
+			}
+		}
 		return e
 	})
 }

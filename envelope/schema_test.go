@@ -43,7 +43,7 @@ func readSchema(t *testing.T) schemaDoc {
 // and requires those that are always written.
 func TestSchemaNamesTheFields(t *testing.T) {
 	d := readSchema(t)
-	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}} {
+	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "task": Task{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}} {
 		var fields, required []string
 		for f := range reflect.TypeOf(v).Fields() {
 			name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -157,6 +157,12 @@ func TestSchemaAgreesWithDecode(t *testing.T) {
 	for f := range reflect.TypeFor[Budget]().Fields() {
 		fields = append(fields, "budget."+strings.Split(f.Tag.Get("json"), ",")[0])
 	}
+	for f := range reflect.TypeFor[Task]().Fields() {
+		fields = append(fields, "task."+strings.Split(f.Tag.Get("json"), ",")[0])
+	}
+	fields = append(fields, "task.from_a_newer_minor", "task.Upper")
+	base := full()
+	base.Task = &Task{Priority: ptr(1), NotBefore: ptr(At(noon)), UniqueKey: "k", UniqueFor: 1}
 	values := []string{
 		`null`, `true`, `false`, `0`, `-0`, `1`, `-1`, `1.5`, `32`, `33`, `1e400`, `9223372036854775807`, `9223372036854775808`,
 		`[]`, `{}`, `[null]`, `""`, `"x"`, `"X"`, `" "`, `"\u0000"`, `"\ud800"`, `"\u2028"`, `"1.0"`, `"2.0"`, `"` + idC + `"`,
@@ -173,16 +179,16 @@ func TestSchemaAgreesWithDecode(t *testing.T) {
 	taken := 0
 	for _, field := range fields {
 		for _, value := range values {
-			var doc, budget map[string]json.RawMessage
-			if err := json.Unmarshal(seal(t, full()).Canonical(), &doc); err != nil {
+			var doc, inner map[string]json.RawMessage
+			if err := json.Unmarshal(seal(t, base).Canonical(), &doc); err != nil {
 				t.Fatal(err)
 			}
-			if name, ok := strings.CutPrefix(field, "budget."); ok {
-				if err := json.Unmarshal(doc["budget"], &budget); err != nil {
+			if object, name, ok := strings.Cut(field, "."); ok {
+				if err := json.Unmarshal(doc[object], &inner); err != nil {
 					t.Fatal(err)
 				}
-				budget[name] = json.RawMessage(value)
-				doc["budget"], _ = Encode(budget)
+				inner[name] = json.RawMessage(value)
+				doc[object], _ = Encode(inner)
 			} else {
 				doc[field] = json.RawMessage(value)
 			}

@@ -54,6 +54,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"AskAll", askAll},
 		{"UncleanTakeover", uncleanTakeover},
 		{"RandomRuns", randomRuns},
+		{"DelayedSurvivesItsOwner", delayed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}

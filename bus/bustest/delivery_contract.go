@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
@@ -303,4 +304,43 @@ func uncleanTakeover(w *world) {
 		w.Error("an attempt after a crash began without a record")
 	}
 	jerry.until(id, acked)
+}
+
+// delayed: a message that is not due waits in a record that the next owner finds, is not begun before its time,
+// and holds up no other.
+func delayed(w *world) {
+	jerry, bobby, billy := w.node("jerry"), w.node("bobby"), w.node("billy")
+	type run struct {
+		id      string
+		at      time.Time
+		attempt int
+	}
+	runs := make(chan run, 8)
+	handler := func(_ context.Context, m *bus.Incoming) error {
+		runs <- run{m.Envelope().MessageID, time.Now(), m.Attempt()}
+		return nil
+	}
+	bobby.serve("bob", handler)
+	due := envelope.At(time.Now().Add(3 * time.Second))
+	o := jerry.out("bob", "later")
+	o.Task = &envelope.Task{NotBefore: &due}
+	later := jerry.send(o).MessageID
+	now := jerry.send(jerry.out("bob", "now")).MessageID
+	jerry.until(now, acked)
+	if r := wait(w, runs, "the one that is due"); r.id != now {
+		w.Errorf("%+v ran first", r)
+	}
+	if err := billy.Serve(bus.AgentSpec{ID: w.name("bob")}, bus.HandlerFunc(handler)); err != nil {
+		w.Fatal(err)
+	}
+	crash(w, bobby)
+	jerry.until(later, acked)
+	if r := wait(w, runs, "the delayed one"); r.id != later || r.at.Before(due.Time) || r.attempt != 1 {
+		w.Errorf("the delayed one: %+v, due at %s", r, due.Time)
+	}
+	select {
+	case r := <-runs:
+		w.Errorf("one more run: %+v", r)
+	default:
+	}
 }

@@ -41,6 +41,16 @@ type benchFigures struct {
 
 	WritesPerMessage    float64 `json:"writes_per_message"`
 	IdleWritesPerMinute float64 `json:"idle_writes_per_minute"`
+
+	// On three servers only: NATS JetStream with three replicas, the same payload and number, in turns with ours.
+	// JetStream says which it was, or why there are no figures; the ratios are ours over theirs, medians of pairs.
+	JetStream                string  `json:"jetstream,omitempty"`
+	JetStreamPerS            float64 `json:"jetstream_r3_acked_per_s,omitempty"`
+	JetStreamSyncedPerS      float64 `json:"jetstream_r3_synced_acked_per_s,omitempty"`
+	JetStreamSyncedKnowsP50  float64 `json:"jetstream_r3_synced_knows_p50_ms,omitempty"`
+	AckedOverJetStreamSynced float64 `json:"acked_over_jetstream_synced,omitempty"`
+	AckedOverJetStream       float64 `json:"acked_over_jetstream,omitempty"`
+	KnowsOverJetStreamSynced float64 `json:"knows_over_jetstream_synced,omitempty"`
 }
 
 // The goals that a bench run is held to, on three Consul servers.
@@ -59,6 +69,7 @@ type benchOptions struct {
 	naive    int
 	backlogs []int
 	idle     time.Duration
+	peer     string
 	proof    string
 	commit   string
 	short    bool
@@ -73,7 +84,9 @@ func (a *app) benchCommand() *cobra.Command {
 message takes to its handler and until its sender knows, how many a second are acked, and what
 10,000 and 100,000 waiting messages cost. The store's own floor (one plain write and
 the wake-up of a watch) and a naive bus (a key per message, list, delete) are measured in the same
-run: on a noisy machine believe the ratios.
+run: on a noisy machine believe the ratios. On three servers NATS JetStream with three replicas (--peer; skipped, and said
+so, when it is not built) is measured in turns with ours, with synced writes and as shipped: that comparison is
+reported and judges nothing.
 
 Fails (status 1) when a goal is missed on three servers: delivered p50 at most 1.4 times the floor,
 acked throughput at least 10 times the naive bus, 100,000 waiting at most 1.3 times as dear,
@@ -90,6 +103,7 @@ at most 2 writes a message.`,
 	f.IntSliceVar(&o.backlogs, "backlog", []int{10000, 100000}, "how many wait in the inbox while it is measured again")
 	f.DurationVar(&o.idle, "idle", time.Minute, "how long idle gateways are watched for writes")
 	f.BoolVar(&o.short, "short", false, "a quick run that judges nothing")
+	f.StringVar(&o.peer, "peer", "bin/tools/jetstreambench", "the program that measures NATS JetStream (make nats builds it)")
 	f.StringVar(&o.proof, "proof", "", "write the figures to this file")
 	f.StringVar(&o.commit, "commit", "", "the commit to name in the figures")
 	return c
@@ -143,7 +157,11 @@ func (a *app) bench(ctx context.Context, o benchOptions) error {
 		for _, row := range benchRows {
 			cells := []any{row.name}
 			for _, s := range o.stores {
-				cells = append(cells, fmt.Sprintf(row.format, row.get(figures[s])))
+				cell := "-"
+				if v := row.get(figures[s]); v != 0 || !row.peer {
+					cell = fmt.Sprintf(row.format, v)
+				}
+				cells = append(cells, cell)
 			}
 			t.add(cells...)
 		}
@@ -161,22 +179,29 @@ func (a *app) bench(ctx context.Context, o benchOptions) error {
 var benchRows = []struct {
 	name, format string
 	get          func(*benchFigures) float64
+	peer         bool // of the peer, which is not measured everywhere
 }{
-	{"floor (write + wake) p50 ms", "%.2f", func(f *benchFigures) float64 { return f.FloorMS }},
-	{"delivered p50 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP50 }},
-	{"delivered p95 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP95 }},
-	{"delivered p99 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP99 }},
-	{"delivered over floor", "%.2f", func(f *benchFigures) float64 { return f.DeliveredOverFloor }},
-	{"sender knows p50 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP50 }},
-	{"sender knows p95 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP95 }},
-	{"sender knows p99 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP99 }},
-	{"acked per s", "%.0f", func(f *benchFigures) float64 { return f.AckedPerS }},
-	{"naive acked per s", "%.0f", func(f *benchFigures) float64 { return f.NaivePerS }},
-	{"acked over naive", "%.1f", func(f *benchFigures) float64 { return f.AckedOverNaive }},
-	{"10 k waiting costs", "%.2f", func(f *benchFigures) float64 { return f.Backlog10k }},
-	{"100 k waiting costs", "%.2f", func(f *benchFigures) float64 { return f.Backlog100k }},
-	{"writes per message", "%.2f", func(f *benchFigures) float64 { return f.WritesPerMessage }},
-	{"writes per idle gateway-minute", "%.1f", func(f *benchFigures) float64 { return f.IdleWritesPerMinute }},
+	{"floor (write + wake) p50 ms", "%.2f", func(f *benchFigures) float64 { return f.FloorMS }, false},
+	{"delivered p50 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP50 }, false},
+	{"delivered p95 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP95 }, false},
+	{"delivered p99 ms", "%.2f", func(f *benchFigures) float64 { return f.DeliveredP99 }, false},
+	{"delivered over floor", "%.2f", func(f *benchFigures) float64 { return f.DeliveredOverFloor }, false},
+	{"sender knows p50 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP50 }, false},
+	{"sender knows p95 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP95 }, false},
+	{"sender knows p99 ms", "%.2f", func(f *benchFigures) float64 { return f.KnowsP99 }, false},
+	{"acked per s", "%.0f", func(f *benchFigures) float64 { return f.AckedPerS }, false},
+	{"naive acked per s", "%.0f", func(f *benchFigures) float64 { return f.NaivePerS }, false},
+	{"acked over naive", "%.1f", func(f *benchFigures) float64 { return f.AckedOverNaive }, false},
+	{"10 k waiting costs", "%.2f", func(f *benchFigures) float64 { return f.Backlog10k }, false},
+	{"100 k waiting costs", "%.2f", func(f *benchFigures) float64 { return f.Backlog100k }, false},
+	{"writes per message", "%.2f", func(f *benchFigures) float64 { return f.WritesPerMessage }, false},
+	{"writes per idle gateway-minute", "%.1f", func(f *benchFigures) float64 { return f.IdleWritesPerMinute }, false},
+	{"JetStream R3 acked per s", "%.0f", func(f *benchFigures) float64 { return f.JetStreamPerS }, true},
+	{"JetStream R3 synced acked per s", "%.0f", func(f *benchFigures) float64 { return f.JetStreamSyncedPerS }, true},
+	{"JetStream R3 synced knows p50 ms", "%.2f", func(f *benchFigures) float64 { return f.JetStreamSyncedKnowsP50 }, true},
+	{"acked over JetStream R3 synced", "%.2f", func(f *benchFigures) float64 { return f.AckedOverJetStreamSynced }, true},
+	{"acked over JetStream R3", "%.2f", func(f *benchFigures) float64 { return f.AckedOverJetStream }, true},
+	{"knows over JetStream R3 synced", "%.2f", func(f *benchFigures) float64 { return f.KnowsOverJetStreamSynced }, true},
 }
 
 // benchStore measures on one kind of store.
@@ -266,6 +291,12 @@ func benchStore(ctx context.Context, name string, o benchOptions, say func(strin
 	}
 	f.AckedPerS, f.NaivePerS = median(ours), median(theirs)
 	f.AckedOverNaive = f.AckedPerS / f.NaivePerS
+
+	if name == "consul-3" {
+		if err := m.besidePeer(ctx, f, o, say); err != nil {
+			return nil, err
+		}
+	}
 
 	waiting := 0
 	for _, n := range o.backlogs {

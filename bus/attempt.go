@@ -228,7 +228,7 @@ func (j *job) begin() bool {
 	j.waking.Lock()
 	defer j.waking.Unlock()
 	j.mu.Lock()
-	j.started = true
+	j.started, j.ahead = true, nil
 	spilled := j.spilled
 	j.mu.Unlock()
 	if !spilled {

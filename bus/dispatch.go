@@ -44,6 +44,8 @@ type job struct {
 	careful bool
 	// started: its turn has come. spilled: env is only the header, the rest is in its record.
 	started, spilled bool
+	// ahead is the message before it in its conversation, until its own turn comes.
+	ahead *job
 	// atDoor: it waits for nothing but a place to run in, so a record of its own would gain nothing.
 	atDoor bool
 	// What its handling asked, and the answers that are here.
@@ -65,6 +67,8 @@ type storedAnswer struct {
 // conversation handles the messages of one (source gateway, conversation) one after another.
 type conversation struct {
 	queue []*job
+	// last is the newest that was put in, in the queue or out of it.
+	last *job
 }
 
 func (j *job) event(name string) Event {
@@ -117,10 +121,13 @@ func (ib *inbox) toConversation(j *job) int {
 	defer ib.mu.Unlock()
 	c := ib.convs[key]
 	if c != nil {
-		c.queue = append(c.queue, j)
+		j.mu.Lock()
+		j.ahead = c.last
+		j.mu.Unlock()
+		c.queue, c.last = append(c.queue, j), j
 		return len(c.queue)
 	}
-	c = &conversation{queue: []*job{j}}
+	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
 	if at := j.del.NextAttemptAt; at != nil && at.After(time.Now()) {
 		ib.delayLocked(at.Time, func() { ib.converse(key, c) })
@@ -290,18 +297,37 @@ func wait(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// parkWaiting gives a message that still waits for its turn a record of its own.
+// parkWaiting gives a message that still waits for its turn a record of its own, behind those before it
+// in its conversation: the next owner takes records before lanes.
 func (j *job) parkWaiting() {
 	j.mu.Lock()
 	waiting := !j.parked && !j.started && !j.ended && !j.atDoor
 	j.mu.Unlock()
-	if waiting {
-		j.park(nil, func(_ envelope.Time, err error) {
-			if err == nil {
-				j.spill()
-			}
-		})
+	if waiting && !j.kept() && j.ib.ctx.Err() == nil {
+		time.AfterFunc(quick, j.parkWaiting)
 	}
+}
+
+// kept sees to it that the message has a record or an end in the store before what is written from now on,
+// with all before it in its conversation, and reports whether that is so.
+func (j *job) kept() bool {
+	j.mu.Lock()
+	ahead, done := j.ahead, j.parked || j.ended
+	j.mu.Unlock()
+	if done {
+		return true
+	}
+	if ahead != nil && !ahead.kept() {
+		return false
+	}
+	j.park(nil, func(_ envelope.Time, err error) {
+		if err == nil {
+			j.spill()
+		}
+	})
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.parked || j.ended
 }
 
 // park gives the message a record of its own, so that its lane's cursor can go on and a
@@ -317,11 +343,13 @@ func (j *job) park(sends []outgoing, done func(at envelope.Time, err error)) {
 		return
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.ended || j.parked && sends == nil && j.recorded == j.del.Attempt {
+	// What failed is about to be recorded by who found that, as what comes of it.
+	if j.ended || sends == nil && (j.parked && j.recorded == j.del.Attempt || j.del.State == envelope.Failed) {
+		j.mu.Unlock()
 		done(envelope.Time{}, nil)
 		return
 	}
+	defer j.mu.Unlock()
 	u := &unit{ctx: ib.ctx, owner: ib, pending: []pendingOp{j.recordLocked()}}
 	for _, x := range sends {
 		u.send(x)

@@ -249,6 +249,15 @@ func (m *Incoming) pathOn() []envelope.Hop {
 		envelope.Hop{Gateway: j.ib.b.cfg.Gateway, Agent: j.ib.spec.ID, At: envelope.At(time.Now())})
 }
 
+// life tells the lives of a message apart: one that was redriven asks anew, because the answer to what it asked
+// before it died has come and gone.
+func (j *job) life() string {
+	if n := len(j.del.Redrives); n > 0 {
+		return fmt.Sprintf("life/%d/", j.del.Redrives[n-1].At.UnixMilli())
+	}
+	return ""
+}
+
 // inheritLocked makes out a consequence of this message, and returns its path.
 func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, error) {
 	if !m.lease.alive() {
@@ -277,7 +286,7 @@ func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, er
 		// The content is part of the name: a handler that asks something else when it
 		// runs again must not be given the old question's answer.
 		h := sha256.Sum256(append([]byte(out.To.String()+"\x00"+out.Capability+"\x00"), out.Payload...))
-		out.ID = envelope.DerivedID(e.MessageID, step+"/"+hex.EncodeToString(h[:8]))
+		out.ID = envelope.DerivedID(e.MessageID, m.j.life()+step+"/"+hex.EncodeToString(h[:8]))
 	}
 	hops := m.pathOn()
 	if err := envelope.CheckPath(hops, out.To.Agent, out.MaxHops); err != nil {
@@ -548,7 +557,7 @@ func (m *Incoming) AskAll(ctx context.Context, outs []Outgoing) []Leg {
 		}
 		if o.ID == "" {
 			h := sha256.Sum256(append([]byte(o.To.String()+"\x00"+o.Capability+"\x00"), o.Payload...))
-			o.ID = envelope.DerivedID(m.j.env.MessageID, fmt.Sprintf("askall/%d/%d/%s", base, i, hex.EncodeToString(h[:8])))
+			o.ID = envelope.DerivedID(m.j.env.MessageID, m.j.life()+fmt.Sprintf("askall/%d/%d/%s", base, i, hex.EncodeToString(h[:8])))
 		}
 		wg.Add(1)
 		go func() {

@@ -53,6 +53,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"FanOut", fanOut},
 		{"AskAll", askAll},
 		{"UncleanTakeover", uncleanTakeover},
+		{"RandomRuns", randomRuns},
 		{"DelayedSurvivesItsOwner", delayed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -95,6 +95,13 @@ func (m *Incoming) Guard() error {
 	return m.budget.Exhausted(m.j.ib.b.now())
 }
 
+// Record adds what the agent did to the events that all agents see ([Bus.RecordEvent]): the same text once for a
+// message, however often it is handled. It is an effect of its own, not part of the ack.
+func (m *Incoming) Record(ctx context.Context, text string) error {
+	_, err := m.j.ib.b.RecordEvent(ctx, StateEvent{ID: envelope.DerivedID(m.j.env.MessageID, "event/"+text), Agent: m.j.ib.spec.ID, Event: text})
+	return err
+}
+
 // Budget is what may still be spent; nil: there is no limit. Do not change it.
 func (m *Incoming) Budget() *envelope.Budget {
 	m.mu.Lock()

@@ -25,6 +25,7 @@ const (
 	termsRoot      = Root + "terms/"
 	blobsRoot      = Root + "blobs/"
 	fanoutsRoot    = Root + "fanouts/"
+	sharedRoot     = Root + "shared-state/"
 
 	agentOwners = ownersPrefix + "agents/"
 )

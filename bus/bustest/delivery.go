@@ -53,6 +53,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"FanOut", fanOut},
 		{"AskAll", askAll},
 		{"UncleanTakeover", uncleanTakeover},
+		{"SharedState", sharedState},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}

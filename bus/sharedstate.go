@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ const (
 	CurrentFocusKey = sharedRoot + "current-focus"
 )
 
+// Bounds of the shared state.
 const (
 	// MaxRecentEvents and MaxRecentBytes bound the ring: the oldest go first.
 	MaxRecentEvents = 100
@@ -194,7 +196,7 @@ func (b *Bus) swapOnce(ctx context.Context, key string, change func(old []byte) 
 	if err != nil {
 		return true, err
 	}
-	if p != nil && string(value) == string(old) {
+	if p != nil && bytes.Equal(value, old) {
 		return true, nil
 	}
 	won, err := b.store.Put(ctx, key, value, index)
@@ -246,10 +248,10 @@ func decodeRing(b []byte) (raw []json.RawMessage, ring []StateEvent, err error) 
 
 // encodeRing keeps the newest that fit.
 func encodeRing(raw []json.RawMessage) []byte {
-	n, bytes := len(raw), 2
-	for n > 0 && len(raw)-n < MaxRecentEvents && bytes+len(raw[n-1])+1 <= MaxRecentBytes {
+	n, size := len(raw), 2
+	for n > 0 && len(raw)-n < MaxRecentEvents && size+len(raw[n-1])+1 <= MaxRecentBytes {
 		n--
-		bytes += len(raw[n]) + 1
+		size += len(raw[n]) + 1
 	}
 	return mustEncode(raw[n:])
 }

@@ -23,7 +23,7 @@ func TestSharedState(t *testing.T) {
 		t.Helper()
 		r := two.do("GET", path, "")
 		var got RecentEventsResponse
-		if err := json.Unmarshal([]byte(r.body), &got); err != nil || r.status != 200 {
+		if err := json.Unmarshal(r.body, &got); err != nil || r.status != 200 {
 			t.Fatalf("%d %s: %v", r.status, r.body, err)
 		}
 		return got.Events

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,8 +23,11 @@ func TestClockSkewLifetimes(t *testing.T) {
 		b.pass(time.Hour) // fake time begins in the first year that an envelope may speak of
 		ahead, behind, right := b.gateway("ahead", skewed(3*time.Minute)), b.gateway("behind", skewed(-3*time.Minute)), b.gateway("right", nil)
 		defer b.stop(ahead, behind, right)
+		var mu sync.Mutex
 		handled := map[string]int{}
 		b.serve(right, bus.AgentSpec{ID: "bobby"}, func(_ context.Context, m *bus.Incoming) error {
+			mu.Lock()
+			defer mu.Unlock()
 			handled[m.Envelope().Text()]++
 			return nil
 		})
@@ -94,7 +98,10 @@ func TestClockSkewOwnership(t *testing.T) {
 		const delay = 10 * time.Second
 		var at []time.Time
 		var order []string
+		var mu sync.Mutex
 		handle := func(_ context.Context, m *bus.Incoming) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if text := m.Envelope().Text(); text != "retried" {
 				order = append(order, text)
 				return nil

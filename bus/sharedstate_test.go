@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gatemesh/gatemesh/bus"
@@ -75,21 +76,20 @@ func TestSharedStateLoses(t *testing.T) {
 	inBubble(t, func(b *bubble) {
 		g := b.gateway("jerry", nil)
 		defer b.stop(g)
-		n := 0
+		var n atomic.Int64
 		g.store.Before(func(call string, _ []bus.Op) error {
 			if call == bustest.CallPut { // somebody else is first
-				n++
-				_, err := b.store.Txn(b.Context(), []bus.Op{{Verb: bus.OpSet, Key: bus.CurrentFocusKey, Value: fmt.Append(nil, n)}})
+				_, err := b.store.Txn(b.Context(), []bus.Op{{Verb: bus.OpSet, Key: bus.CurrentFocusKey, Value: fmt.Append(nil, n.Add(1))}})
 				return err
 			}
 			return nil
 		})
 		if err := g.SetFocus(b.Context(), "mine"); !errors.Is(err, bus.ErrContended) || errors.Is(err, bus.ErrOutcomeUnknown) {
-			t.Errorf("lost %d times: %v", n, err)
+			t.Errorf("lost %d times: %v", n.Load(), err)
 		}
 		lost := func(call string, _ []bus.Op) error {
-			if call == bustest.CallPut || call == bustest.CallGet && n < 0 {
-				n = -1 // and nothing can be read any more
+			if call == bustest.CallPut || call == bustest.CallGet && n.Load() < 0 {
+				n.Store(-1) // and nothing can be read any more
 				return fmt.Errorf("%w: lost", bus.ErrUnavailable)
 			}
 			return nil

@@ -85,7 +85,7 @@ func soakNode(name, store string) int {
 		return fail(err)
 	}
 	b, err := bus.New(bus.Config{
-		Clock: func() time.Time { return time.Now().Add(skew) },
+		Clock:   func() time.Time { return time.Now().Add(skew) },
 		Gateway: name, Store: s, SessionTTL: 10 * time.Second, TTL: time.Hour, MaxInbox: 20000,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 20 * time.Millisecond, Max: 100 * time.Millisecond},
 		Observe: func(ev bus.Event) {

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,8 +61,11 @@ func TestClockSkewLifetimes(t *testing.T) {
 			{right, "from a right clock", time.Minute, ""},
 		} {
 			tr := send(c.from, c.text, c.ttl)
-			if tr.Facts.Dead != (c.says != "") || handled[c.text] != map[bool]int{true: 1}[c.says == ""] {
-				t.Errorf("%s: %s (%s), handled %d times", c.text, tr.Facts, tr.Facts.Reason, handled[c.text])
+			mu.Lock()
+			times := handled[c.text]
+			mu.Unlock()
+			if tr.Facts.Dead != (c.says != "") || times != map[bool]int{true: 1}[c.says == ""] {
+				t.Errorf("%s: %s (%s), handled %d times", c.text, tr.Facts, tr.Facts.Reason, times)
 			}
 			if c.says != "" && (tr.Facts.Class != envelope.ClassExpired || !strings.Contains(tr.Facts.Reason, c.says)) {
 				t.Errorf("%s: %s: %s", c.text, tr.Facts.Class, tr.Facts.Reason)
@@ -82,6 +86,8 @@ func TestClockSkewLifetimes(t *testing.T) {
 			t.Fatalf("redrive: %+v %v", res, err)
 		}
 		b.pass(time.Second)
+		mu.Lock()
+		defer mu.Unlock()
 		if handled["from a clock ahead"] != 1 || handled["short, from a clock behind"] != 1 {
 			t.Errorf("after the redrive: %v", handled)
 		}
@@ -111,6 +117,11 @@ func TestClockSkewOwnership(t *testing.T) {
 			}
 			return nil
 		}
+		attempts := func() []time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(at)
+		}
 		b.serve(first, bus.AgentSpec{ID: "bobby"}, handle)
 		b.serve(second, bus.AgentSpec{ID: "bobby", Rank: 1}, handle)
 		b.pass(time.Second)
@@ -125,8 +136,8 @@ func TestClockSkewOwnership(t *testing.T) {
 		send("retried")
 		send("order 1")
 		b.pass(time.Second)
-		if got := sender.OwnerOf("bobby"); got != "first" || len(at) != 1 {
-			t.Fatalf("owner %q, %d attempts", got, len(at))
+		if got := sender.OwnerOf("bobby"); got != "first" || len(attempts()) != 1 {
+			t.Fatalf("owner %q, %d attempts", got, len(attempts()))
 		}
 		b.pass(10 * time.Minute) // nothing but clocks that differ: no term ends
 		for _, g := range []*gw{sender, first, second} {
@@ -138,10 +149,12 @@ func TestClockSkewOwnership(t *testing.T) {
 			}
 			g.mu.Unlock()
 		}
-		if len(at) != 2 || at[1].Sub(at[0]) != delay {
-			t.Errorf("attempts at %v", at)
+		if a := attempts(); len(a) != 2 || a[1].Sub(a[0]) != delay {
+			t.Errorf("attempts at %v", a)
 		}
+		mu.Lock()
 		at = nil
+		mu.Unlock()
 		id := send("retried")
 		b.pass(time.Second)
 		b.stop(first)
@@ -151,12 +164,14 @@ func TestClockSkewOwnership(t *testing.T) {
 		if got := sender.OwnerOf("bobby"); got != "second" {
 			t.Fatalf("owner %q", got)
 		}
-		if len(at) != 2 || at[1].Sub(moved) > delay+time.Second {
-			t.Errorf("the heir's clock is three minutes behind that which planned the retry: attempts %v after the handover", at)
+		if a := attempts(); len(a) != 2 || a[1].Sub(moved) > delay+time.Second {
+			t.Errorf("the heir's clock is three minutes behind that which planned the retry: attempts %v after the handover", a)
 		}
 		if _, err := sender.Await(b.Context(), id, func(tr bus.Track) bool { return tr.Facts.Acked }); err != nil {
 			t.Error(err)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if strings.Join(order, ",") != "order 1,order 2" {
 			t.Errorf("order %q", order)
 		}

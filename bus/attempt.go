@@ -103,7 +103,7 @@ func (ib *inbox) enterWork(j *job) (leave func(), ok bool) {
 // that does not return when its ctx ends is left behind: what it does then is refused.
 func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	ib := j.ib
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	j.mu.Lock()
 	if j.ended {
 		j.mu.Unlock()
@@ -249,7 +249,7 @@ func (j *job) begin() bool {
 			err = fmt.Errorf("it holds message %s", env.MessageID)
 		}
 		if err != nil {
-			ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: j.env.MessageID,
+			ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: j.env.MessageID,
 				Class: envelope.ClassPoison, Reason: fmt.Sprintf("pending record is not readable, left where it is (%s): %v", key, err)})
 			ib.leave(j)
 			return false

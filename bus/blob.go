@@ -202,7 +202,7 @@ func (b *Bus) keepBlob(ctx context.Context, gw, id string) (bool, error) {
 		//nolint:nilerr // its description is gone: it is kept as long as anything can ask for it
 		return b.blobOrphans.keep(id, time.Now().Add(envelope.MaxTTL)), nil
 	}
-	age := time.Since(about.CreatedAt.Time)
+	age := b.now().Sub(about.CreatedAt.Time)
 	if age < b.cfg.ResultRetention {
 		return true, nil
 	}
@@ -221,7 +221,7 @@ func (b *Bus) keepBlob(ctx context.Context, gw, id string) (bool, error) {
 	if _, err := b.findReceipt(ctx, st); err != nil {
 		return true, err
 	}
-	return !st.Facts.Acked || time.Since(st.Delivery.AckedAt.Time) < b.cfg.ResultRetention, nil
+	return !st.Facts.Acked || b.now().Sub(st.Delivery.AckedAt.Time) < b.cfg.ResultRetention, nil
 }
 
 // orphans remembers when something was first seen without what explains it.

@@ -24,6 +24,9 @@ type Config struct {
 	// Observe sees every event, in the order in which this gateway makes them for one
 	// message. It is called from the bus's own goroutines and must not block.
 	Observe func(Event)
+	// Clock is what stamps are written with and judged by; nil: time.Now. Leases, trust in the session, timers
+	// and pauses run on the monotonic clock, whatever it says.
+	Clock func() time.Time
 
 	// URL is where other gateways and people reach this one; Version is its build.
 	URL, Version string
@@ -63,6 +66,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Store == nil {
 		return c, errors.New("bus needs a store")
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
@@ -154,6 +160,10 @@ func New(cfg Config) (*Bus, error) {
 	b.blobOrphans = orphans{}
 	return b, nil
 }
+
+// now is the wall clock: for what is written down or compared with what was. How long something takes is
+// time.Since's.
+func (b *Bus) now() time.Time { return b.cfg.Clock() }
 
 // Gateway is this gateway's name.
 func (b *Bus) Gateway() string { return b.cfg.Gateway }
@@ -298,13 +308,13 @@ func (b *Bus) storeDown(err error) {
 	if errors.Is(err, context.Canceled) || b.down.Swap(true) {
 		return
 	}
-	b.emit(Event{Event: EventStoreDown, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway, Reason: err.Error()})
+	b.emit(Event{Event: EventStoreDown, At: envelope.At(b.now()), Gateway: b.cfg.Gateway, Reason: err.Error()})
 }
 
 func (b *Bus) storeUp() {
 	if b.down.Load() && b.down.Swap(false) {
 		b.session.verify() // it may have ended meanwhile
-		b.emit(Event{Event: EventStoreUp, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway})
+		b.emit(Event{Event: EventStoreUp, At: envelope.At(b.now()), Gateway: b.cfg.Gateway})
 	}
 }
 

@@ -80,7 +80,7 @@ func (b *Bus) DeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetter
 		if len(raw) == 0 {
 			continue // it went meanwhile
 		}
-		d := decodeDead(agent, id, raw)
+		d := b.decodeDead(agent, id, raw)
 		if f.fits(&d) {
 			list = append(list, d)
 		}
@@ -92,7 +92,7 @@ func (b *Bus) DeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetter
 	return list, nil
 }
 
-func decodeDead(agent, id string, raw []byte) DeadLetter {
+func (b *Bus) decodeDead(agent, id string, raw []byte) DeadLetter {
 	d := DeadLetter{Agent: agent, MessageID: id}
 	var rec deadRecord
 	if err := json.Unmarshal(raw, &rec); err != nil {
@@ -107,7 +107,7 @@ func decodeDead(agent, id string, raw []byte) DeadLetter {
 	if env, err := envelope.Decode(rec.Envelope); err == nil {
 		d.Envelope = env
 	}
-	d.Hindrance = d.hindrance(time.Now(), nil)
+	d.Hindrance = d.hindrance(b.now(), nil)
 	return d
 }
 
@@ -200,11 +200,11 @@ type RedriveOptions struct {
 func (b *Bus) Redrive(ctx context.Context, f DeadLetterFilter, o RedriveOptions) ([]DeadLetterResult, error) {
 	var expires *envelope.Time
 	if o.TTL > 0 {
-		t := envelope.At(time.Now().Add(o.TTL))
+		t := envelope.At(b.now().Add(o.TTL))
 		expires = &t
 	}
 	return b.order(ctx, opRedrive, f, deadOrder{By: o.By, TTL: envelope.MillisOf(o.TTL)}, o.DryRun, func(d *DeadLetter) string {
-		return d.hindrance(time.Now(), expires)
+		return d.hindrance(b.now(), expires)
 	})
 }
 
@@ -358,7 +358,7 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 		}
 		for _, r := range purged {
 			if r.Done {
-				ib.b.emit(Event{Event: EventPurged, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, MessageID: r.MessageID, To: ib.spec.ID, Reason: "by " + order.By})
+				ib.b.emit(Event{Event: EventPurged, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, MessageID: r.MessageID, To: ib.spec.ID, Reason: "by " + order.By})
 			}
 		}
 	}
@@ -367,8 +367,8 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 
 // revive makes a job out of a dead letter; the caller writes its record.
 func (ib *inbox) revive(id string, raw []byte, order deadOrder) (*job, error) {
-	d := decodeDead(ib.spec.ID, id, raw)
-	now := envelope.At(time.Now())
+	d := ib.b.decodeDead(ib.spec.ID, id, raw)
+	now := envelope.At(ib.b.now())
 	var expires *envelope.Time
 	if order.TTL > 0 {
 		t := envelope.At(now.Add(order.TTL.Duration()))
@@ -418,7 +418,7 @@ func (ib *inbox) dropDead(ctx context.Context) error {
 	for i, d := range list {
 		var why string
 		switch {
-		case time.Since(d.At.Time) > ib.b.cfg.DeadRetention && !d.At.IsZero():
+		case ib.b.now().Sub(d.At.Time) > ib.b.cfg.DeadRetention && !d.At.IsZero():
 			why = fmt.Sprintf("kept for %s", ib.b.cfg.DeadRetention)
 		case len(list)-i > maxDead:
 			why = fmt.Sprintf("the newest %d are kept", maxDead)
@@ -430,7 +430,7 @@ func (ib *inbox) dropDead(ctx context.Context) error {
 		if err := <-done; err != nil {
 			return err
 		}
-		ib.b.emit(Event{Event: EventPurged, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, MessageID: d.MessageID, To: ib.spec.ID, Class: d.Class, Reason: why})
+		ib.b.emit(Event{Event: EventPurged, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, MessageID: d.MessageID, To: ib.spec.ID, Class: d.Class, Reason: why})
 	}
 	return nil
 }
@@ -465,7 +465,7 @@ func (b *Bus) advised(m *Incoming) error {
 		return Never(envelope.ClassPoison, fmt.Errorf("advice is not readable: %w", err))
 	}
 	m.after = func() {
-		ev := Event{Event: EventReceipt, At: envelope.At(time.Now()), Gateway: b.cfg.Gateway, MessageID: a.MessageID, To: a.Agent}
+		ev := Event{Event: EventReceipt, At: envelope.At(b.now()), Gateway: b.cfg.Gateway, MessageID: a.MessageID, To: a.Agent}
 		if e := b.tracks.envelope(a.MessageID); e != nil {
 			ev = b.eventOf(EventReceipt, &e.Envelope)
 		}

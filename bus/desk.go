@@ -21,7 +21,7 @@ func (d desk) Handle(_ context.Context, m *Incoming) error {
 		return Never(envelope.ClassUndeliverable, errors.New("a gateway's own inbox takes answers only; send to an agent"))
 	}
 	m.extra = append(m.extra, Op{Verb: OpSet, Key: resultKey(d.b.cfg.Gateway, e.InReplyTo),
-		Value: mustEncode(resultRecord{Request: e.InReplyTo, At: envelope.At(time.Now()), Reply: e.Canonical()})})
+		Value: mustEncode(resultRecord{Request: e.InReplyTo, At: envelope.At(d.b.now()), Reply: e.Canonical()})})
 	m.after = func() { d.b.gotReply(e) }
 	return nil
 }
@@ -39,7 +39,7 @@ func (b *Bus) gotReply(reply *envelope.Sealed) {
 		ev.Text = strings.ToValidUTF8(ev.Text[:maxEventText], "") + "..."
 	}
 	if q := b.tracks.envelope(reply.InReplyTo); q != nil {
-		ev.Millis = float64(time.Since(q.CreatedAt.Time).Microseconds()) / 1000
+		ev.Millis = float64(b.now().Sub(q.CreatedAt.Time).Microseconds()) / 1000
 	}
 	b.emit(ev)
 }
@@ -58,7 +58,7 @@ func (b *Bus) dropResults(ctx context.Context) {
 	var ops []Op
 	for _, p := range pairs {
 		var r resultRecord
-		if json.Unmarshal(p.Value, &r) == nil && time.Since(r.At.Time) < b.cfg.ResultRetention {
+		if json.Unmarshal(p.Value, &r) == nil && b.now().Sub(r.At.Time) < b.cfg.ResultRetention {
 			continue
 		}
 		if len(ops) < b.store.Limits().Ops-1 {

@@ -129,8 +129,8 @@ func (ib *inbox) toConversation(j *job) int {
 	}
 	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
-	if at := j.del.NextAttemptAt; at != nil && at.After(time.Now()) {
-		ib.delayLocked(at.Time, func() { ib.converse(key, c) })
+	if d := j.due(); d > 0 {
+		ib.delayLocked(ib.b.now().Add(d), func() { ib.converse(key, c) })
 		return 0
 	}
 	ib.converse(key, c)
@@ -168,14 +168,14 @@ func (j *job) handle() {
 		if j.running() != nil {
 			// A task: only the queue's owner died, its worker may be at it still.
 			j.mu.Lock()
-			_ = j.del.Handover(ib.b.cfg.Gateway, envelope.At(time.Now())) // it is delivered
+			_ = j.del.Handover(ib.b.cfg.Gateway, envelope.At(ib.b.now())) // it is delivered
 			j.mu.Unlock()
 		} else if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
 			return
 		}
 	}
 	for ib.intake.Err() == nil {
-		if at := j.del.NextAttemptAt; at != nil && !wait(ib.intake, time.Until(at.Time)) {
+		if !wait(ib.intake, j.due()) {
 			return
 		}
 		if !ib.b.session.waitTrusted(ib.intake) {
@@ -249,7 +249,7 @@ func finalClass(err error) (envelope.Class, bool) {
 
 // unfit says why the message must not be handed to its agent now, if so.
 func (j *job) unfit() (envelope.Class, error) {
-	now := time.Now()
+	now := j.ib.b.now()
 	if j.env.ExpiredWith(now, envelope.DefaultSkew, j.del.ExpiresAt) {
 		return envelope.ClassExpired, j.expiry()
 	}
@@ -278,10 +278,25 @@ func (j *job) expiry() error {
 	if at := j.del.ExpiresAt; at != nil {
 		return fmt.Errorf("the lifetime that its redrive gave it ended at %s", at.Format(time.RFC3339))
 	}
-	if ahead := time.Until(e.CreatedAt.Time); ahead > 0 {
-		return fmt.Errorf("created_at is %s in the future: set the clock of %s (allowed skew %s)", ahead.Round(time.Millisecond), e.SourceGateway, envelope.DefaultSkew)
+	if ahead := e.CreatedAt.Sub(j.ib.b.now()); ahead > 0 {
+		return fmt.Errorf("created_at is %s in the future by the clock of %s: set the clock of %s, or its own when that is behind (allowed skew %s)",
+			ahead.Round(time.Millisecond), j.ib.b.cfg.Gateway, e.SourceGateway, envelope.DefaultSkew)
 	}
-	return fmt.Errorf("ttl of %s passed %s ago", e.TTL.Duration(), time.Since(e.ExpiresAt()).Round(time.Millisecond))
+	return fmt.Errorf("ttl of %s passed %s ago by the clock of %s, counted from what that of %s said when it was made", e.TTL.Duration(), j.ib.b.now().Sub(e.ExpiresAt()).Round(time.Millisecond), j.ib.b.cfg.Gateway, e.SourceGateway)
+}
+
+// due is how long the next attempt waits. The moment was written by another clock, perhaps, which may differ from
+// this one by minutes: it is never longer than the whole delay.
+func (j *job) due() time.Duration {
+	at := j.del.NextAttemptAt
+	if at == nil {
+		return 0
+	}
+	d := at.Sub(j.ib.b.now())
+	if n := len(j.del.Failures); n > 0 {
+		d = min(d, at.Sub(j.del.Failures[n-1].At.Time))
+	}
+	return d
 }
 
 // wait waits for d, and reports whether ctx still lives.
@@ -431,7 +446,7 @@ func (j *job) acked(m *Incoming) (end bool) {
 		j.dead(class, err)
 		return true
 	}
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	j.mu.Lock()
 	if err := j.del.Move(envelope.Acked, now); err != nil {
 		j.mu.Unlock()
@@ -511,7 +526,7 @@ func (ib *inbox) finished(err error, jobs ...*job) {
 func (j *job) failed(class envelope.Class, cause error) (end bool) {
 	ib := j.ib
 	policy := ib.b.cfg.Retry.of(&j.env.Envelope)
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	j.mu.Lock()
 	if err := j.del.Move(envelope.Failed, now); err != nil {
 		j.mu.Unlock()
@@ -564,7 +579,7 @@ func (j *job) failed(class envelope.Class, cause error) (end bool) {
 
 // handover gives the message back without counting the attempt: the gateway stops.
 func (j *job) handover() {
-	now := envelope.At(time.Now())
+	now := envelope.At(j.ib.b.now())
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if !j.parked || j.del.Handover(j.ib.b.cfg.Gateway, now) != nil {
@@ -577,7 +592,7 @@ func (j *job) handover() {
 // dead gives a message up: a dead letter with everything known, and the sender is told.
 func (j *job) dead(class envelope.Class, cause error) {
 	ib := j.ib
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	j.mu.Lock()
 	if err := j.del.Move(envelope.DeadLetter, now); err != nil {
 		j.mu.Unlock()

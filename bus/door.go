@@ -182,11 +182,11 @@ func (ib *inbox) runDelayed(kick <-chan struct{}) {
 			return
 		}
 		ib.mu.Lock()
-		for len(ib.delayed.due) > 0 && !time.Now().Before(ib.delayed.due[0].at) {
+		for len(ib.delayed.due) > 0 && !ib.b.now().Before(ib.delayed.due[0].at) {
 			heap.Pop(&ib.delayed.due).(alarm).begin()
 		}
 		if len(ib.delayed.due) > 0 {
-			t.Reset(time.Until(ib.delayed.due[0].at))
+			t.Reset(ib.delayed.due[0].at.Sub(ib.b.now()))
 		}
 		ib.mu.Unlock()
 	}

@@ -197,7 +197,7 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 
 // take locks an agent's inbox and starts its term.
 func (el *elector) take(ctx context.Context, s served, session string) error {
-	now := envelope.At(time.Now())
+	now := envelope.At(el.b.now())
 	pairs, err := el.b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(el.b.cfg.Gateway), Session: session},
 		{Verb: OpLock, Key: agentLockKey(s.spec.ID), Session: session, Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
@@ -334,5 +334,5 @@ func (ib *inbox) handover(ctx context.Context) {
 		ib.b.log.Warn("cannot release an inbox; its lock ends with the session", "agent", ib.spec.ID, "error", err)
 		return
 	}
-	ib.b.emit(Event{Event: EventReleased, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID})
+	ib.b.emit(Event{Event: EventReleased, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID})
 }

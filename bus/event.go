@@ -1,8 +1,6 @@
 package bus
 
 import (
-	"time"
-
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -74,7 +72,7 @@ type Event struct {
 
 // eventOf fills what every event of a message says.
 func (b *Bus) eventOf(name string, e *envelope.Envelope) Event {
-	now := time.Now()
+	now := b.now()
 	return Event{
 		Event: name, At: envelope.At(now), Gateway: b.cfg.Gateway,
 		MessageID: e.MessageID, CorrelationID: e.CorrelationID, InReplyTo: e.InReplyTo,

@@ -162,7 +162,7 @@ func (ib *inbox) over() <-chan struct{} {
 func (ib *inbox) depose(cause error) {
 	if ib.ctx.Err() == nil {
 		ib.cancel(cause)
-		ib.b.emit(Event{Event: EventDeposed, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, Reason: cause.Error()})
+		ib.b.emit(Event{Event: EventDeposed, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, Reason: cause.Error()})
 		ib.b.elector.kick()
 	}
 }
@@ -271,7 +271,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 	from := s.from
 	var bl bell
 	if err := json.Unmarshal(p.Value, &bl); err != nil {
-		ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
+		ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
 			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
 		return nil //nolint:nilerr // said in the event; its writer mends it with the next message
 	}
@@ -342,7 +342,7 @@ func (ib *inbox) gap(s *source, bl bell) error {
 	if next > 0 && next <= bl.Seq {
 		last = next - 1
 	}
-	ib.b.emit(Event{Event: EventGap, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
+	ib.b.emit(Event{Event: EventGap, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + s.from, To: ib.spec.ID,
 		Reason: fmt.Sprintf("entries %d to %d of %s are missing: somebody deleted them", first, last, lanePrefix(s.from, ib.spec.ID))})
 	le := &laneEntry{src: s, seq: last, open: 1}
 	s.mu.Lock()
@@ -414,7 +414,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{j}, done: func(error) {}})
 			continue
 		}
-		if at := env.NotBefore(); at.After(time.Now()) {
+		if at := env.NotBefore(); at.After(ib.b.now()) {
 			next := envelope.At(at)
 			j.del.NextAttemptAt = &next
 		}
@@ -528,7 +528,7 @@ func validID(id string) bool {
 
 // bury writes a dead letter for something that has no job.
 func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.Class, cause error) {
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	d := envelope.Delivery{State: envelope.DeadLetter, DeadAt: &now, Class: class, LastError: cause.Error(), Owner: ib.b.cfg.Gateway}
 	if len(raw) > envelope.MaxEncoded {
 		raw = raw[:envelope.MaxEncoded]
@@ -581,7 +581,7 @@ func (ib *inbox) loadPending() error {
 		}
 		rec, env, err := decodePending(&p)
 		if err != nil {
-			ib.b.emit(Event{Event: EventRefused, At: envelope.At(time.Now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: id,
+			ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: id,
 				Class: envelope.ClassPoison, Reason: fmt.Sprintf("pending record is not readable, left where it is (%s): %v", p.Key, err)})
 			continue
 		}
@@ -618,7 +618,7 @@ func (ib *inbox) loadPending() error {
 		}
 		ib.mu.Unlock()
 		ib.b.tracks.begin(j.env)
-		due := j.del.NextAttemptAt == nil || !j.del.NextAttemptAt.After(time.Now())
+		due := j.due() <= 0
 		if ib.toConversation(j) > 0 || !due {
 			j.spill()
 		}

@@ -92,12 +92,19 @@ func (m *Incoming) Guard() error {
 		return ErrLeaseLost
 	case j.ib.ctx.Err() != nil || !j.ib.b.session.trusted():
 		return ErrDeposed
-	case j.env.ExpiredWith(time.Now(), envelope.DefaultSkew, j.del.ExpiresAt):
+	case j.env.ExpiredWith(j.ib.b.now(), envelope.DefaultSkew, j.del.ExpiresAt):
 		return Never(envelope.ClassExpired, fmt.Errorf("%w: %w", ErrExpired, j.expiry()))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.budget.Exhausted(time.Now())
+	return m.budget.Exhausted(m.j.ib.b.now())
+}
+
+// Record adds what the agent did to the events that all agents see ([Bus.RecordEvent]): the same text once for a
+// message, however often it is handled. It is an effect of its own, not part of the ack.
+func (m *Incoming) Record(ctx context.Context, text string) error {
+	_, err := m.j.ib.b.RecordEvent(ctx, StateEvent{ID: envelope.DerivedID(m.j.env.MessageID, "event/"+text), Agent: m.j.ib.spec.ID, Event: text})
+	return err
 }
 
 // Budget is what may still be spent; nil: there is no limit. Do not change it.
@@ -120,7 +127,7 @@ func (m *Incoming) Spend(tokens int64, usd float64) error {
 		return err
 	}
 	m.budget = left
-	return left.Exhausted(time.Now())
+	return left.Exhausted(m.j.ib.b.now())
 }
 
 // Reply answers the message. The answer leaves in the transaction that acks it, and brings back what
@@ -224,7 +231,7 @@ func (m *Incoming) debitLocked(share *envelope.Budget) (*envelope.Budget, error)
 	if m.budget == nil {
 		return nil, nil //nolint:nilnil // unlimited
 	}
-	if err := m.budget.Exhausted(time.Now()); err != nil {
+	if err := m.budget.Exhausted(m.j.ib.b.now()); err != nil {
 		return nil, err
 	}
 	messages, tokens, usd := int64(1), int64(0), 0.0
@@ -246,7 +253,7 @@ func (m *Incoming) debitLocked(share *envelope.Budget) (*envelope.Budget, error)
 func (m *Incoming) pathOn() []envelope.Hop {
 	j := m.j
 	return append(j.del.Hops[:len(j.del.Hops):len(j.del.Hops)],
-		envelope.Hop{Gateway: j.ib.b.cfg.Gateway, Agent: j.ib.spec.ID, At: envelope.At(time.Now())})
+		envelope.Hop{Gateway: j.ib.b.cfg.Gateway, Agent: j.ib.spec.ID, At: envelope.At(j.ib.b.now())})
 }
 
 // life tells the lives of a message apart: one that was redriven asks anew, because the answer to what it asked
@@ -401,7 +408,7 @@ func (m *Incoming) lend(out *Outgoing) (share *envelope.Budget, err error) {
 	if m.budget == nil {
 		return out.Budget, nil
 	}
-	if err := m.budget.Exhausted(time.Now()); err != nil {
+	if err := m.budget.Exhausted(m.j.ib.b.now()); err != nil {
 		return nil, err
 	}
 	if out.Budget != nil {
@@ -620,7 +627,7 @@ func (ib *inbox) answer(a *job) bool {
 	if j == nil {
 		return false
 	}
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	if a.del.Move(envelope.Delivered, now) != nil {
 		return false
 	}
@@ -665,7 +672,7 @@ func (j *job) detach(a *job) {
 			j.attached = append(j.attached[:i:i], j.attached[i+1:]...)
 		}
 	}
-	now := envelope.At(time.Now())
+	now := envelope.At(ib.b.now())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.del.Move(envelope.Acked, now) != nil {

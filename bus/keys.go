@@ -26,6 +26,7 @@ const (
 	blobsRoot      = Root + "blobs/"
 	fanoutsRoot    = Root + "fanouts/"
 	tasksRoot      = Root + "tasks/"
+	sharedRoot     = Root + "shared-state/"
 
 	agentOwners = ownersPrefix + "agents/"
 )

@@ -80,14 +80,16 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 	if len(o.AttemptID) > 64 {
 		return nil, fmt.Errorf("%w: attempt_id is %d bytes, at most 64", envelope.ErrInvalid, len(o.AttemptID))
 	}
-	if o.Task != nil && o.Task.NotBefore != nil && time.Until(o.Task.NotBefore.Time) > envelope.MaxDelay {
-		return nil, fmt.Errorf("%w: task.not_before is %s ahead, at most %s", envelope.ErrInvalid, time.Until(o.Task.NotBefore.Time).Round(time.Second), envelope.MaxDelay)
+	if o.Task != nil && o.Task.NotBefore != nil {
+		if ahead := o.Task.NotBefore.Sub(b.now()); ahead > envelope.MaxDelay {
+			return nil, fmt.Errorf("%w: task.not_before is %s ahead, at most %s", envelope.ErrInvalid, ahead.Round(time.Second), envelope.MaxDelay)
+		}
 	}
 	e := envelope.Envelope{
 		SchemaVersion: envelope.Version, MessageID: o.ID, CorrelationID: o.CorrelationID, ConversationID: o.ConversationID,
 		InReplyTo: o.InReplyTo, ReplyTo: o.ReplyTo, SourceGateway: b.cfg.Gateway, SourceAgent: o.From,
 		TargetGateway: o.To.Gateway, TargetAgent: o.To.Agent, Capability: o.Capability, Payload: o.Payload,
-		CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(o.TTL), MaxHops: o.MaxHops, Terminal: o.Terminal,
+		CreatedAt: envelope.At(b.now()), TTL: envelope.MillisOf(o.TTL), MaxHops: o.MaxHops, Terminal: o.Terminal,
 		Budget: o.Budget, Task: o.Task, Traceparent: o.Traceparent,
 		MaxAttempts: o.MaxAttempts, AckTimeout: envelope.MillisOf(o.AckTimeout), RetryDelay: envelope.MillisOf(o.RetryDelay),
 	}
@@ -116,7 +118,7 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 	all := make([]*envelope.Sealed, len(outs))
 	u := &unit{ctx: ctx}
 	for i, o := range outs {
-		if err := o.Budget.Exhausted(time.Now()); err != nil {
+		if err := o.Budget.Exhausted(b.now()); err != nil {
 			return nil, err
 		}
 		s, err := b.seal(o)
@@ -359,7 +361,7 @@ func (o *outbox) tell(agent string, receipts []json.RawMessage) {
 			continue
 		}
 		for _, id := range r.IDs {
-			ev := Event{Event: EventReceipt, At: envelope.At(time.Now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
+			ev := Event{Event: EventReceipt, At: envelope.At(o.b.now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
 			if e := o.b.tracks.envelope(id); e != nil {
 				ev = o.b.eventOf(EventReceipt, &e.Envelope)
 			}

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -50,7 +49,7 @@ type pendingWrite struct {
 func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 	p := &plan{units: batch, owners: map[*inbox]int{}, resolved: map[*laneEntry]int{}, freed: map[*lane]int{}, witness: -1, session: w.b.session.id()}
 	p.add(Op{Verb: OpCheckSession, Key: gatewayLockKey(w.b.cfg.Gateway), Session: p.session})
-	now := envelope.At(time.Now())
+	now := envelope.At(w.b.now())
 
 	var order []string
 	byLane := map[string][][]byte{}

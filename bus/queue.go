@@ -182,7 +182,7 @@ func (ws *workers) announce(ctx context.Context, session string) error {
 	}
 	ws.mu.Unlock()
 	for _, w := range due {
-		said := announcement{Gateway: ws.b.cfg.Gateway, Worker: uuid.NewString(), Slots: w.spec.Slots, Since: envelope.At(time.Now())}
+		said := announcement{Gateway: ws.b.cfg.Gateway, Worker: uuid.NewString(), Slots: w.spec.Slots, Since: envelope.At(ws.b.now())}
 		ws.mu.Lock()
 		w.said = said // before anybody can hand it work
 		ws.mu.Unlock()
@@ -396,7 +396,7 @@ func (ib *inbox) claimUnique(j *job) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h, held := t.unique[key]
-	if held && h.MessageID != j.env.MessageID && (h.Until.IsZero() || time.Now().Before(h.Until.Time)) {
+	if held && h.MessageID != j.env.MessageID && (h.Until.IsZero() || ib.b.now().Before(h.Until.Time)) {
 		j.duplicateOf = h.MessageID
 		return
 	}
@@ -409,7 +409,7 @@ func (t *queueTerm) keepUnique(m *Incoming) {
 	if e.UniqueKey() == "" || e.Task.UniqueFor <= 0 {
 		return
 	}
-	h := uniqueHold{Key: e.UniqueKey(), MessageID: e.MessageID, Until: envelope.At(time.Now().Add(e.Task.UniqueFor.Duration()))}
+	h := uniqueHold{Key: e.UniqueKey(), MessageID: e.MessageID, Until: envelope.At(t.ib.b.now().Add(e.Task.UniqueFor.Duration()))}
 	m.extra = append(m.extra, Op{Verb: OpSet, Key: uniqueKey(t.ib.spec.ID, h.Key), Value: mustEncode(h)})
 	t.mu.Lock()
 	t.unique[h.Key] = h
@@ -449,7 +449,7 @@ func (ib *inbox) dropUnique(ctx context.Context) error {
 	t.mu.Lock()
 	for _, p := range pairs {
 		var h uniqueHold
-		if json.Unmarshal(p.Value, &h) == nil && time.Now().Before(h.Until.Time) {
+		if json.Unmarshal(p.Value, &h) == nil && ib.b.now().Before(h.Until.Time) {
 			continue
 		}
 		if now := t.unique[h.Key]; now.MessageID == h.MessageID {

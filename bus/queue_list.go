@@ -76,7 +76,7 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 			return
 		}
 		seen[e.Key()] = true
-		list = append(list, taskInfo(queue, e, d, run, time.Now()))
+		list = append(list, taskInfo(queue, e, d, run, b.now()))
 	}
 	for _, p := range pairs {
 		if strings.Contains(p.Key[len(prefix):], "/") {

@@ -172,9 +172,9 @@ func (t *queueTerm) work(ctx context.Context, m *Incoming) (v taskVerdict, err e
 func (t *queueTerm) await(ctx context.Context, m *Incoming, run *taskRun) (v taskVerdict, err error) {
 	j := m.j
 	b := t.ib.b
-	life := time.Until(j.env.ExpiresAt())
+	life := j.env.ExpiresAt().Sub(b.now())
 	if at := j.del.ExpiresAt; at != nil {
-		life = time.Until(at.Time)
+		life = at.Sub(b.now())
 	}
 	ans, err := m.Ask(ctx, Outgoing{
 		ID: run.Question, ConversationID: run.Question, To: envelope.Address{Agent: run.Gateway}, From: b.cfg.Gateway,
@@ -211,7 +211,7 @@ func (t *queueTerm) afterLoss(ctx context.Context, m *Incoming, run *taskRun) (v
 
 // giveBack queues a task again without counting the attempt.
 func (j *job) giveBack(cause error) {
-	now := envelope.At(time.Now())
+	now := envelope.At(j.ib.b.now())
 	j.mu.Lock()
 	err := j.del.Handover(j.ib.b.cfg.Gateway, now)
 	j.mu.Unlock()

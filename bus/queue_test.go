@@ -408,7 +408,7 @@ func TestQueueCancel(t *testing.T) {
 			b.Errorf("redriven: %+v", f)
 		}
 		b.pass(2 * time.Hour)
-		if s.all() != "w:hold-1 w:hold-1" || b.count("pending/") != 0 {
+		if twice := "w:hold-1"; s.all() != twice+" "+twice || b.count("pending/") != 0 {
 			b.Errorf("in the end: %s, %d records", s.all(), b.count("pending/"))
 		}
 		b.stop(w, g)

@@ -80,7 +80,7 @@ func (r *reconciler) findStrays() {
 			continue
 		}
 		r.strays[to] = true
-		r.b.emit(Event{Event: EventStray, At: envelope.At(time.Now()), Gateway: r.b.cfg.Gateway, To: to,
+		r.b.emit(Event{Event: EventStray, At: envelope.At(r.b.now()), Gateway: r.b.cfg.Gateway, To: to,
 			Reason: fmt.Sprintf("%d messages wait and nobody owns the inbox: start a gateway that may run %s; what passes its ttl is given up then", n, to)})
 	}
 }
@@ -116,7 +116,7 @@ func (b *Bus) dropOld(ctx context.Context, prefix string, fence Op) error {
 		var r struct {
 			At envelope.Time `json:"at"`
 		}
-		if json.Unmarshal(raw, &r) == nil && time.Since(r.At.Time) < b.cfg.ResultRetention {
+		if json.Unmarshal(raw, &r) == nil && b.now().Sub(r.At.Time) < b.cfg.ResultRetention {
 			continue
 		}
 		if ops = append(ops, Op{Verb: OpDelete, Key: k}); len(ops) == b.store.Limits().Ops {

@@ -248,7 +248,7 @@ func (r *registry) beat(ctx context.Context) error {
 		return nil
 	}
 	plain, bound, agents := r.desired()
-	now := string(envelope.At(time.Now()).UTC().AppendFormat(nil, "2006-01-02T15:04:05.000Z"))
+	now := string(envelope.At(r.b.now()).UTC().AppendFormat(nil, "2006-01-02T15:04:05.000Z"))
 	plain[gatewaysPrefix+r.b.cfg.Gateway+"/last_heartbeat"] = now
 	for _, a := range agents {
 		plain[agentsPrefix+a+"/last_heartbeat"] = now

@@ -119,7 +119,7 @@ func (s *session) open(ctx context.Context) error {
 	}
 	host, _ := os.Hostname()
 	key := gatewayLockKey(s.b.cfg.Gateway)
-	value := mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(asked), Instance: s.b.instance})
+	value := mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(s.b.now()), Instance: s.b.instance})
 	for {
 		_, err = s.b.store.Txn(ctx, []Op{{Verb: OpLock, Key: key, Value: value, Session: id}})
 		var refused *TxnError

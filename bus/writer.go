@@ -462,7 +462,7 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 	rest := batch[:0:0]
 	for _, u := range batch {
 		err := u.ctx.Err()
-		if err == nil && u.owner == nil && u.stale() {
+		if err == nil && u.owner == nil && u.stale(w.b.now()) {
 			err = fmt.Errorf("%w while it waited to be written", ErrExpired)
 			if unknown {
 				err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
@@ -487,9 +487,9 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 }
 
 // stale reports whether a message of the unit expired before it could be written.
-func (u *unit) stale() bool {
+func (u *unit) stale(now time.Time) bool {
 	for _, x := range u.sends {
-		if x.s.Expired(time.Now(), envelope.DefaultSkew) {
+		if x.s.Expired(now, envelope.DefaultSkew) {
 			return true
 		}
 	}

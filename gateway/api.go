@@ -49,6 +49,12 @@ func (g *Gateway) handler() http.Handler {
 	handle("GET /v1/deadletters", g.getDeadLetters)
 	handle("POST /v1/deadletters/redrive", g.postDeadLetters(redrive))
 	handle("POST /v1/deadletters/purge", g.postDeadLetters(purge))
+	handle("GET /v1/state/events", g.getStateEvents)
+	handle("POST /v1/state/events", g.postStateEvent)
+	handle("DELETE /v1/state/events", g.deleteStateEvents)
+	handle("GET /v1/state/focus", g.getFocus)
+	handle("PUT /v1/state/focus", g.putFocus)
+	handle("DELETE /v1/state/focus", g.deleteFocus)
 	handle("GET /v1/events", g.getEvents)
 
 	cross := http.NewCrossOriginProtection()

@@ -40,6 +40,7 @@ var errorCodes = []struct {
 	{bus.ErrNotFound, http.StatusNotFound, CodeNotFound},
 	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrClosed, http.StatusServiceUnavailable, CodeStopping},
+	{bus.ErrContended, http.StatusServiceUnavailable, CodeContended},
 	{bus.ErrForbidden, http.StatusServiceUnavailable, CodeStoreForbidden},
 	{bus.ErrUnavailable, http.StatusServiceUnavailable, CodeStoreUnavailable},
 	{bus.ErrNoSession, http.StatusServiceUnavailable, CodeStoreUnavailable},
@@ -55,6 +56,9 @@ func apiError(err error) (_ *APIError, known bool) {
 	}
 	if b := (*envelope.BudgetError)(nil); errors.As(err, &b) {
 		return &APIError{status: http.StatusBadRequest, Code: CodeInvalid, Field: "budget", Message: err.Error()}, true
+	}
+	if s := (*bus.SpoiledError)(nil); errors.As(err, &s) {
+		return &APIError{status: http.StatusConflict, Code: CodeSpoiled, Message: err.Error()}, true
 	}
 	for _, c := range errorCodes {
 		if errors.Is(err, c.err) {

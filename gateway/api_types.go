@@ -27,6 +27,10 @@ import (
 //	GET  /v1/deadletters       DeadLettersResponse, oldest first; the query is DeadLetterQuery's
 //	POST /v1/deadletters/redrive  DeadLetterOrder -> DeadLetterResults: queued again, by their owners
 //	POST /v1/deadletters/purge    DeadLetterOrder -> DeadLetterResults: deleted for good
+//	GET  /v1/state/events      RecentEventsResponse: what all agents know happened, oldest first; ?limit=N the newest
+//	POST /v1/state/events      EventRequest -> bus.StateEvent
+//	DELETE /v1/state/events    ClearedResponse: empties it, whatever it holds
+//	GET  /v1/state/focus       FocusState: what everybody is at; PUT says it, DELETE removes it
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -186,6 +190,7 @@ const (
 	CodeNotFound         = "not_found"          // 404: no such message, inbox or path
 	CodeMethodNotAllowed = "method_not_allowed" // 405
 	CodeConflict         = "conflict"           // 409: another message has this id
+	CodeSpoiled          = "spoiled"            // 409: somebody wrote something else to this key by hand
 	CodeInboxFull        = "inbox_full"         // 429: too many messages wait for the agent
 	CodeExpired          = "expired"            // 410: its ttl passed before it could be written
 	CodeTooLarge         = "too_large"          // 413: the body or the payload
@@ -194,6 +199,7 @@ const (
 	CodeNotReady         = "not_ready"          // 503: the store was not reached yet
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
+	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which
 	CodeTimeout          = "timeout"            // 504: the store did not answer in time

@@ -25,6 +25,7 @@ import (
 const (
 	soakNodeEnv  = "GATEMESH_SOAK_NODE"
 	soakStoreEnv = "GATEMESH_SOAK_STORE"
+	soakClockEnv = "GATEMESH_SOAK_CLOCK" // what its clock is wrong by
 )
 
 // soakAgents may each run on every node; node i goes first for agent i.
@@ -79,7 +80,12 @@ func soakNode(name, store string) int {
 	if err != nil {
 		return fail(err)
 	}
+	skew, err := time.ParseDuration(os.Getenv(soakClockEnv))
+	if err != nil {
+		return fail(err)
+	}
 	b, err := bus.New(bus.Config{
+		Clock:   func() time.Time { return time.Now().Add(skew) },
 		Gateway: name, Store: s, SessionTTL: 10 * time.Second, TTL: time.Hour, MaxInbox: 20000,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 20 * time.Millisecond, Max: 100 * time.Millisecond},
 		Observe: func(ev bus.Event) {

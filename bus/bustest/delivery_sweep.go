@@ -213,7 +213,11 @@ func (w *world) settled(name string, n *node) {
 // unsteadyWatches: whatever watches do, what is sent is done once, and who asked knows.
 func unsteadyWatches(w *world) {
 	open := w.open
-	w.open = func() bus.Store { return Unsteady(open()) }
+	var stores []*unsteady
+	w.open = func() bus.Store {
+		stores = append(stores, Unsteady(open()).(*unsteady))
+		return stores[len(stores)-1]
+	}
 	jerry, bobby := w.node("jerry"), w.node("bobby")
 	w.open = open
 	var mu sync.Mutex
@@ -237,6 +241,13 @@ func unsteadyWatches(w *world) {
 	}
 	for _, id := range ids {
 		jerry.until(id, func(t bus.Track) bool { return t.Facts.Replied && t.Facts.Acked })
+	}
+	for _, u := range stores {
+		u.mu.Lock()
+		if u.backwards == 0 {
+			w.Error("no index went backwards: this test shows nothing")
+		}
+		u.mu.Unlock()
 	}
 	mu.Lock()
 	defer mu.Unlock()

@@ -24,6 +24,8 @@ type unsteady struct {
 	last  map[string]told // what a prefix was told before
 	// offset is what is taken off every index since the last "restore".
 	offset uint64
+	// backwards counts the indices that were lower than what the caller had.
+	backwards int
 }
 
 type told struct {
@@ -34,17 +36,13 @@ type told struct {
 // unsteadyPause is what a late watch is late by.
 const unsteadyPause = 3 * time.Millisecond
 
-// Watch implements bus.Store. Indices that are given out are real ones minus an offset that only grows, so a
-// later one may be lower than an earlier one; callers pass back what they were given.
+// Watch implements bus.Store. Indices that are given out are real ones minus an offset, which now and then becomes half
+// of what it is taken from: what is given out then is far lower than before. Callers pass back what they were given.
 func (u *unsteady) Watch(ctx context.Context, prefix string, after uint64) ([]bus.Pair, uint64, error) {
 	u.mu.Lock()
 	u.turns++
 	turn := u.turns
 	before, known := u.last[prefix]
-	if turn%17 == 0 {
-		u.offset++
-	}
-	offset := u.offset
 	u.mu.Unlock()
 	switch {
 	case after != 0 && turn%5 == 1 && known: // the same again, under another index
@@ -69,13 +67,19 @@ func (u *unsteady) Watch(ctx context.Context, prefix string, after uint64) ([]bu
 		return nil, 0, err
 	}
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.last[prefix] = told{pairs, index}
-	u.mu.Unlock()
-	if index > offset {
-		index -= offset
+	if turn%17 == 0 {
+		u.offset = index / 2
+	}
+	if index > u.offset {
+		index -= u.offset
 	}
 	if index == after {
 		index++ // the same index would say that nothing has changed
+	}
+	if index < after {
+		u.backwards++
 	}
 	return pairs, index, nil
 }

@@ -81,6 +81,9 @@ func (s *Store) refused(c *call, err error) error {
 }
 
 func hintStatus(text string) string {
+	if strings.Contains(text, "no space left on device") {
+		return "the disk of a Consul server is full: make space there, and it goes on by itself"
+	}
 	if strings.Contains(text, "No cluster leader") {
 		return "have the servers a majority? CONSUL_HTTP_ADDR names another"
 	}

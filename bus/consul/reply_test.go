@@ -76,6 +76,7 @@ func TestReplyMapping(t *testing.T) {
 		{"unknown token", 403, "ACL not found", bus.ErrForbidden, "CONSUL_HTTP_TOKEN"},
 		{"proxy wants a login", 401, "", bus.ErrForbidden, ""},
 		{"no leader", 500, "No cluster leader", bus.ErrUnavailable, "majority"},
+		{"full disk", 500, "rpc error making call: raft apply failed: unable to store logs within log store, err: \"write raft/wal/1.wal: no space left on device\"", bus.ErrUnavailable, "make space there"},
 		{"rpc", 500, "rpc error making call: EOF", bus.ErrUnavailable, "rpc error"},
 		{"raft", 500, "raft apply failed: leadership lost while committing log", bus.ErrUnavailable, ""},
 		{"gateway", 502, canary, bus.ErrUnavailable, "<hidden>"},

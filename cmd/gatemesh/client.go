@@ -172,6 +172,8 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 	}
 	api := &apiError{code: e.Code, messageID: e.MessageID, text: text}
 	switch {
+	case e.Code == gateway.CodeSpoiled:
+		return &exitError{exitFailed, api}
 	case resp.StatusCode < 500:
 		return &exitError{exitUsage, api}
 	case resp.StatusCode == http.StatusInternalServerError:
@@ -299,6 +301,32 @@ func (c *client) inboxes(ctx context.Context, agent string) ([]bus.InboxInfo, er
 	out := gateway.InboxesResponse{Inboxes: []bus.InboxInfo{}}
 	err := c.do(ctx, http.MethodGet, "v1/inboxes", nil, nil, &out)
 	return out.Inboxes, err
+}
+
+func (c *client) stateEvents(ctx context.Context, limit int) ([]bus.StateEvent, error) {
+	out := gateway.RecentEventsResponse{Events: []bus.StateEvent{}}
+	err := c.do(ctx, http.MethodGet, "v1/state/events", url.Values{"limit": {strconv.Itoa(limit)}}, nil, &out)
+	return out.Events, err
+}
+
+func (c *client) clearEvents(ctx context.Context) (out gateway.ClearedResponse, err error) {
+	err = c.do(ctx, http.MethodDelete, "v1/state/events", nil, nil, &out)
+	return out, err
+}
+
+func (c *client) recordEvent(ctx context.Context, req gateway.EventRequest) (out bus.StateEvent, err error) {
+	err = c.do(ctx, http.MethodPost, "v1/state/events", nil, req, &out)
+	return out, err
+}
+
+// focus asks with GET, says with PUT and removes with DELETE.
+func (c *client) focus(ctx context.Context, method, text string) (out gateway.FocusState, err error) {
+	var in any
+	if method == http.MethodPut {
+		in = gateway.FocusState{Focus: text}
+	}
+	err = c.do(ctx, method, "v1/state/focus", nil, in, &out)
+	return out, err
 }
 
 func (c *client) status(ctx context.Context) (*gateway.StatusResponse, error) {

@@ -50,6 +50,10 @@
 //	                  "last_heartbeat"?, "version"?}]                                 bus.GatewayInfo
 //	inbox [AGENT]    [{"agent", "owner", "waiting", "pending", "dead_letters",
 //	                  "lanes": [{"from", "seq", "cursor", "waiting"}]}]                 bus.InboxInfo
+//	state events     [{"id"?, "timestamp", "agent", "event"}, oldest first]           bus.StateEvent
+//	  --clear        {"cleared": KEY}
+//	state record     {"id", "timestamp", "agent", "event"}
+//	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
 //	                  "owned": [], "streams"}                               gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps

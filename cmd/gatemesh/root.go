@@ -91,7 +91,7 @@ func (a *app) rootCommand() *cobra.Command {
 		&cobra.Group{ID: "node", Title: "Run a node:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
 	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.deadLetterCommand(), a.agentsCommand(), a.gatewaysCommand(),
-		a.inboxCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
+		a.inboxCommand(), a.stateCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
 	a.add(root, "node", a.gatewayCommand(), a.configCommand())
 	a.add(root, "try", a.demoCommand(), a.benchCommand())
 	a.add(root, "", a.versionCommand())

@@ -45,6 +45,8 @@ type Options struct {
 	// same Dir find their data and keep their ports. Empty: a temporary
 	// directory that Stop removes.
 	Dir string
+	// DataDirs, if set, holds a directory for each server's data, so that one can lie on a disk of its own.
+	DataDirs []string
 	// UI serves Consul's web UI under /ui/.
 	UI bool
 	// Dev keeps everything in memory (one server only): nothing survives Restart.
@@ -100,6 +102,9 @@ func Start(ctx context.Context, opt Options) (*Cluster, error) {
 		return nil, fmt.Errorf("start consul: %d servers (1, 3 or 5 make sense)", opt.Servers)
 	case opt.Dev && opt.Servers != 1:
 		return nil, fmt.Errorf("start consul: a dev server is alone, not one of %d", opt.Servers)
+	}
+	if opt.DataDirs != nil && len(opt.DataDirs) != opt.Servers {
+		return nil, fmt.Errorf("start consul: %d data directories for %d servers", len(opt.DataDirs), opt.Servers)
 	}
 	if opt.Binary == "" {
 		bin, err := Find()
@@ -264,6 +269,9 @@ func (c *Cluster) configure(i int) error {
 	}
 	if !c.opt.Dev {
 		conf["data_dir"] = c.path(i, "")
+		if c.opt.DataDirs != nil {
+			conf["data_dir"] = c.opt.DataDirs[i]
+		}
 		conf["bootstrap_expect"] = len(c.servers)
 	}
 	if len(join) > 0 {
@@ -434,6 +442,15 @@ func (c *Cluster) Pid(i int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.servers[i].proc.cmd.Process.Pid
+}
+
+// Log returns what server i wrote to its log so far.
+func (c *Cluster) Log(i int) string {
+	raw, err := os.ReadFile(c.path(i, ".log"))
+	if err != nil {
+		return ""
+	}
+	return string(raw)
 }
 
 // Kill ends server i with SIGKILL and returns when it is gone. Killing one that

@@ -49,6 +49,9 @@ func (g *Gateway) handler() http.Handler {
 	handle("GET /v1/deadletters", g.getDeadLetters)
 	handle("POST /v1/deadletters/redrive", g.postDeadLetters(redrive))
 	handle("POST /v1/deadletters/purge", g.postDeadLetters(purge))
+	handle("GET /v1/queues", g.getQueues)
+	handle("GET /v1/queues/{queue}/tasks", g.getTasks)
+	handle("POST /v1/queues/{queue}/tasks/{id}/cancel", g.postCancel)
 	handle("GET /v1/events", g.getEvents)
 
 	cross := http.NewCrossOriginProtection()

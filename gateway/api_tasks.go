@@ -14,7 +14,7 @@ import (
 )
 
 // TaskStates are what a task that is not finished can be.
-var TaskStates = []string{"waiting", "delayed", "running", "retrying"}
+var TaskStates = []string{bus.TaskWaiting, bus.TaskDelayed, bus.TaskRunning, bus.TaskRetrying}
 
 const (
 	// listedTasks is how many tasks an answer has when nobody says how many; mostTasks is the most.
@@ -135,7 +135,9 @@ func (g *Gateway) getTasks(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, res)
 }
 
-func noTrace(err error) bool { return errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrUnknownAgent) }
+func noTrace(err error) bool {
+	return errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrUnknownAgent)
+}
 
 // knownQueue tells an empty queue from a mistyped one.
 func knownQueue(r *http.Request, b *bus.Bus, queue string) error {
@@ -163,6 +165,10 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	if err := decodeBody(w, r, &o); err != nil {
 		return err
 	}
+	wait, err := parseWaiting(WaitAcked, o.Timeout)
+	if err != nil {
+		return err
+	}
 	if o.By == "" {
 		o.By = DefaultFrom
 	}
@@ -173,7 +179,7 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := g.patient(w, r, DefaultWait)
+	ctx, cancel := g.patient(w, r, wait.timeout)
 	defer cancel()
 	switch err := b.CancelTask(ctx, queue, id, o.By); {
 	case err == nil:
@@ -185,7 +191,7 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		return &APIError{status: http.StatusNotFound, Code: CodeNotFound, MessageID: id,
-			Message: fmt.Sprintf("queue %s has no unfinished task %s", queue, id)}
+			Message: fmt.Sprintf("queue %s has no unfinished task %s, or its owner has not read it yet", queue, id)}
 	case ctx.Err() != nil:
 		return &APIError{status: http.StatusGatewayTimeout, Code: CodeTimeout, MessageID: id, Message: err.Error()}
 	default:

@@ -75,6 +75,7 @@ func TestAPIRefuses(t *testing.T) {
 		{"cancel with more", "POST", "/v1/queues/nothing/tasks/7/cancel", `{"why":"x"}`, nil, 400, CodeInvalid, "why"},
 		{"cancel by a line feed", "POST", "/v1/queues/nothing/tasks/7/cancel", `{"by":"a\nb"}`, nil, 400, CodeInvalid, "by"},
 		{"cancel by a novel", "POST", "/v1/queues/nothing/tasks/7/cancel", `{"by":"` + strings.Repeat("x", longestBy+1) + `"}`, nil, 400, CodeInvalid, "by"},
+		{"cancel never", "POST", "/v1/queues/nothing/tasks/7/cancel", `{"timeout":"0s"}`, nil, 400, CodeInvalid, "timeout"},
 		{"cancel nothing", "POST", "/v1/queues/nothing/tasks/" + envelope.NewID() + "/cancel", `{}`, nil, 404, CodeNotFound, ""},
 		{"form", "POST", msg, `to=bobby`, plain, 415, CodeContentType, ""},
 		{"large payload", "POST", msg, `{"to":"bobby","text":"` + strings.Repeat("x", 65<<10) + `"}`, nil, 413, CodeTooLarge, "payload"},

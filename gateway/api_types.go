@@ -195,6 +195,8 @@ type TasksResponse struct {
 type TaskOrder struct {
 	// By is who wants it; it stays in the record. Empty: DefaultFrom.
 	By string `json:"by,omitempty"`
+	// Timeout is how long to wait for the queue's owner, as a Go duration. Empty: DefaultWait; at most MaxWait.
+	Timeout string `json:"timeout,omitempty"`
 }
 
 // TaskCancelled says which task was given up: it is a dead letter now, of class "cancelled".

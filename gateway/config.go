@@ -194,7 +194,7 @@ type QueueConfig struct {
 	Agent       string        `json:"agent" cfg:"id" doc:"The agent whose runner does the work; one of this file."`
 	Gateways    []string      `json:"gateways" doc:"Gateways that may own the queue, the preferred one first. Empty: those of its agent."`
 	Workers     []string      `json:"workers" doc:"Gateways that do the work. Empty: those of its agent."`
-	Concurrency int           `json:"concurrency" def:"1" min:"1" max:"1000" doc:"Tasks that each of the workers does at the same time."`
+	Concurrency int           `json:"concurrency" def:"1" min:"1" max:"128" doc:"Tasks that each of the workers does at the same time."`
 	AckTimeout  time.Duration `json:"ackTimeout" min:"1s" doc:"How long one attempt may go without a sign of life before another worker gets the task. Empty: that of its agent."`
 }
 

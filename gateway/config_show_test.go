@@ -193,7 +193,7 @@ func TestConfigReference(t *testing.T) {
 		"| `mesh.maxPayload` | size (\"64KiB\" or a number of bytes) | `8MiB` |",
 		"| `agents.list[].runner` | string or object |  | What answers its messages; a string is its kind. Taken up by a reload. Keys as in `agents.defaults.runner`. |\n",
 		"| `mesh.queues` | array of objects |  | Task queues: what many may add to and several gateways work off, each task once. |\n",
-		"| `mesh.queues[].concurrency` | whole number | `1` | Tasks that each of the workers does at the same time. From 1 to 1000. |\n",
+		"| `mesh.queues[].concurrency` | whole number | `1` | Tasks that each of the workers does at the same time. From 1 to 128. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
 		"| `channels.<name>.token` | string |  | Bot token. Secret. Not used by this version. |\n",
 		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. Taken up by a reload. |\n",

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -149,7 +150,8 @@ func TestQueue(t *testing.T) {
 	close(second.leave)
 	for _, st := range []MessageStatus{a, b, high} {
 		want := st.Envelope.Text()
-		one.do(http.MethodGet, "/v1/messages/"+st.MessageID+"?wait=replied&timeout=20s", "").into(t, &st)
+		home := map[string]*node{"one": one, "two": two}[st.Envelope.SourceGateway] // the sender is told at once
+		home.do(http.MethodGet, "/v1/messages/"+st.MessageID+"?wait=replied&timeout=20s", "").into(t, &st)
 		if !st.Facts.Replied || st.Text != want {
 			t.Errorf("%s: %+v %q", want, st.Facts, st.Text)
 		}
@@ -174,6 +176,24 @@ func TestReloadQueue(t *testing.T) {
 	}
 	if st := n.ask("jobs", "x"); st.Text == "x" {
 		t.Error("the old runner still works")
+	}
+}
+
+// At a queue the lease of the task bounds an attempt, not the ack timeout of the agent.
+func TestQueueWorkIsNotBoundByItsAgent(t *testing.T) {
+	var bound bool
+	l := &liveAgent{}
+	l.set(bus.HandlerFunc(func(ctx context.Context, _ *bus.Incoming) error {
+		_, bound = ctx.Deadline()
+		return nil
+	}), time.Minute)
+	for _, h := range []struct {
+		bus.Handler
+		want bool
+	}{{l, true}, {queueWork{l}, false}} {
+		if err := h.Handle(t.Context(), nil); err != nil || bound != h.want {
+			t.Errorf("%T: a deadline: %v, want %v; %v", h.Handler, bound, h.want, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,11 +125,20 @@ func (d *doctor) mesh(ctx context.Context, c *client) {
 		d.ok("gateways", plural(len(gateways), "gateway")+", all reachable")
 	}
 
+	queues, err := c.queues(ctx)
+	if err != nil {
+		d.fail("queues", err.Error(), "gatemesh status")
+		return
+	}
 	agents, err := c.agents(ctx, "")
 	if err != nil {
 		d.fail("agents", err.Error(), "gatemesh status")
 		return
 	}
+	// The registry shows a queue like an agent.
+	agents = slices.DeleteFunc(agents, func(a bus.AgentInfo) bool {
+		return slices.ContainsFunc(queues, func(q bus.QueueInfo) bool { return q.Queue == a.ID })
+	})
 	var idle []string
 	for _, a := range agents {
 		if a.Status != bus.StatusActive {
@@ -147,17 +157,10 @@ func (d *doctor) mesh(ctx context.Context, c *client) {
 		return
 	}
 	d.inboxes(inboxes)
-
-	queues, err := c.queues(ctx)
-	if err != nil {
-		d.fail("queues", err.Error(), "gatemesh status")
-		return
-	}
 	d.queues(queues)
 }
 
-// queues looks for tasks that nobody hands out, or nobody works on. The inbox of the first is said too: what is
-// to be done there is another key of the configuration.
+// queues looks for tasks that nobody hands out, or nobody works on.
 func (d *doctor) queues(queues []bus.QueueInfo) {
 	fine := true
 	for _, q := range queues {

@@ -93,7 +93,10 @@ func TestTasks(t *testing.T) {
 	})
 	t.Run("doctor", func(t *testing.T) {
 		found, _ := examine(t, env)
-		wantFindings(t, found, map[string]string{"queue idle": statusWarn})
+		wantFindings(t, found, map[string]string{"queue idle": statusWarn, "agents": statusOK})
+		if got := found["agents"].Detail; got != "1 agent, each with an owner" {
+			t.Errorf("agents: %s", got)
+		}
 	})
 	t.Run("wait in vain", func(t *testing.T) {
 		r := gatemesh(t, env, "", "task", "add", "--queue", "idle", "--wait", "--timeout", "50ms", "nobody does it")

@@ -25,6 +25,8 @@ type job struct {
 
 	// duplicateOf names the unfinished task that has the same unique key; it is set before the job is shared.
 	duplicateOf string
+	// waited: the delay of its next attempt is over, by whatever clock that was planned. Only its conversation uses it.
+	waited bool
 	// waking is held while a spilled message is read again.
 	waking sync.Mutex
 
@@ -130,7 +132,10 @@ func (ib *inbox) toConversation(j *job) int {
 	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
 	if d := j.due(); d > 0 {
-		ib.delayLocked(ib.b.now().Add(d), func() { ib.converse(key, c) })
+		ib.delayLocked(ib.b.now().Add(d), func() {
+			j.waited = true
+			ib.converse(key, c)
+		})
 		return 0
 	}
 	ib.converse(key, c)
@@ -175,9 +180,10 @@ func (j *job) handle() {
 		}
 	}
 	for ib.intake.Err() == nil {
-		if !wait(ib.intake, j.due()) {
+		if !j.waited && !wait(ib.intake, j.due()) {
 			return
 		}
+		j.waited = false
 		if !ib.b.session.waitTrusted(ib.intake) {
 			return
 		}

@@ -108,6 +108,7 @@ func FuzzRecords(f *testing.F) {
 		f.Add(mustEncode(deadRecord{Delivery: envelope.Delivery{State: envelope.DeadLetter}, From: "jerry", Envelope: e.Canonical()}))
 	}
 	f.Add([]byte(`{"delivery":{"state":"dead-letter","dead_at":null},"raw":"\u0000","from":"jerry"}`))
+	fuzzed := &Bus{cfg: Config{Clock: time.Now}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l := &lane{laneShared: &laneShared{}}
 		_ = l.adopt(&Pair{Key: "k", Value: b, ModifyIndex: 1})
@@ -125,7 +126,7 @@ func FuzzRecords(f *testing.F) {
 				t.Errorf("%s\nbecame %+v, %v", b, again, err)
 			}
 		}
-		d := decodeDead("bobby", "id", b)
+		d := fuzzed.decodeDead("bobby", "id", b)
 		if d.Hindrance == "" && (d.Envelope == nil || d.Delivery.State != envelope.DeadLetter) {
 			t.Errorf("%s\ncould be redriven: %+v", b, d)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -37,6 +36,14 @@ func (l *liveAgent) Handle(ctx context.Context, m *bus.Incoming) error {
 	return h.handler.Handle(ctx, m)
 }
 
+// queueWork is a liveAgent at a queue, where the lease of a task is what ends an attempt.
+type queueWork struct{ *liveAgent }
+
+// Handle implements bus.Handler.
+func (w queueWork) Handle(ctx context.Context, m *bus.Incoming) error {
+	return w.now.Load().handler.Handle(ctx, m)
+}
+
 // longestAck is the bus's own bound; liveAgent has the agent's, which a reload may change.
 const longestAck = 365 * 24 * time.Hour
 
@@ -54,8 +61,6 @@ func specOf(a AgentConfig) agent.Spec {
 func (g *Gateway) agentDeps(id string) agent.Deps {
 	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id)}
 }
-
-func (g *Gateway) agentIDs() []string { return slices.Sorted(maps.Keys(g.agents)) }
 
 // Agents implements agent.Directory; empty until the store was reached.
 func (g *Gateway) Agents(capability string) []bus.AgentInfo {
@@ -77,6 +82,22 @@ func (g *Gateway) serveAgents(b *bus.Bus, cfg *Config) error {
 			Rank: slices.Index(a.Gateways, g.name), MaxConcurrent: a.MaxConcurrent, AckTimeout: longestAck,
 		}, l); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// serveQueues offers the queues of the start to the bus, and this gateway as a worker. A reload changes
+// neither, only the runners that do the work.
+func (g *Gateway) serveQueues(b *bus.Bus) error {
+	for _, q := range g.start.QueuesHere() {
+		if err := b.ServeQueue(bus.QueueSpec{ID: q.ID, Description: q.Description, Rank: slices.Index(q.Gateways, g.name), AckTimeout: q.AckTimeout}); err != nil {
+			return fmt.Errorf("queue %s: %w", q.ID, err)
+		}
+	}
+	for _, q := range g.start.WorkHere() {
+		if err := b.Work(bus.WorkerSpec{Queue: q.ID, Agent: q.Agent, Slots: q.Concurrency}, queueWork{g.agents[q.Agent]}); err != nil {
+			return fmt.Errorf("work of queue %s: %w", q.ID, err)
 		}
 	}
 	return nil
@@ -118,7 +139,7 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		t time.Duration
 	}
 	var updates []update
-	for _, a := range cfg.AgentsHere() {
+	for _, a := range cfg.runnersHere() {
 		l := g.agents[a.ID]
 		if l == nil {
 			continue

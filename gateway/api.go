@@ -55,6 +55,9 @@ func (g *Gateway) handler() http.Handler {
 	handle("GET /v1/state/focus", g.getFocus)
 	handle("PUT /v1/state/focus", g.putFocus)
 	handle("DELETE /v1/state/focus", g.deleteFocus)
+	handle("GET /v1/queues", g.getQueues)
+	handle("GET /v1/queues/{queue}/tasks", g.getTasks)
+	handle("POST /v1/queues/{queue}/tasks/{id}/cancel", g.postCancel)
 	handle("GET /v1/events", g.getEvents)
 
 	cross := http.NewCrossOriginProtection()

@@ -172,6 +172,9 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 			return out, badRequest(d.name, "%s %q is not a duration of 1ms to %s, such as \"90s\"", d.name, clipText(d.value, 40), envelope.MaxTTL)
 		}
 	}
+	if out.Task, err = req.task(time.Now()); err != nil {
+		return out, err
+	}
 	if out.MaxHops == 0 {
 		out.MaxHops = s.maxHops
 	}

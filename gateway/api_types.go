@@ -31,6 +31,10 @@ import (
 //	POST /v1/state/events      EventRequest -> bus.StateEvent
 //	DELETE /v1/state/events    ClearedResponse: empties it, whatever it holds
 //	GET  /v1/state/focus       FocusState: what everybody is at; PUT says it, DELETE removes it
+//	GET  /v1/queues            QueuesResponse: the task queues, who keeps them and who works
+//	GET  /v1/queues/{queue}/tasks  TasksResponse: unfinished tasks, the most important first;
+//	                           ?state=waiting|delayed|running|retrying&limit=N (1000, at most 10000)
+//	POST /v1/queues/{queue}/tasks/{id}/cancel  TaskOrder -> TaskCancelled: given up, by the queue's owner
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -65,12 +69,12 @@ const (
 )
 
 // SendRequest is the body of POST /v1/messages. To and one of Text and Payload are
-// required.
+// required. What is sent to a queue is a task.
 type SendRequest struct {
 	// ID makes sending again safe: a lower-case UUID. The same id is the same message; the
 	// second request sends nothing and is answered like the first. Empty: a new one.
 	ID string `json:"id,omitempty"`
-	// To is agent or agent@gateway.
+	// To is agent or agent@gateway, or a queue.
 	To string `json:"to"`
 	// From is on whose behalf. Empty: DefaultFrom.
 	From string `json:"from,omitempty"`
@@ -90,6 +94,17 @@ type SendRequest struct {
 	RetryDelay  string `json:"retry_delay,omitempty"`
 	// Terminal: must be handled where it arrives, never passed on.
 	Terminal bool `json:"terminal,omitempty"`
+	// Priority is 0 to 9 (nil: 5): what matters more is handled first.
+	Priority *int `json:"priority,omitempty"`
+	// Delay ("10m") or NotBefore (RFC 3339), at most 30 days ahead, is when it may be handled; its TTL counts
+	// from then on. One of the two.
+	Delay     string `json:"delay,omitempty"`
+	NotBefore string `json:"not_before,omitempty"`
+	// UniqueKey makes a task one of a kind in its queue: while one is unfinished, and for UniqueFor ("24h")
+	// after its end, another with the same key is not worked on. It is acked, and answered (when an
+	// answer was asked for) with {"duplicate_of": the id of the first}.
+	UniqueKey string `json:"unique_key,omitempty"`
+	UniqueFor string `json:"unique_for,omitempty"`
 	// Budget is what this message and all that it causes may spend.
 	Budget *envelope.Budget `json:"budget,omitempty"`
 	// AttemptID names this try of the client; another try under the same id is no other message.
@@ -169,6 +184,32 @@ type InboxesResponse struct {
 	Inboxes []bus.InboxInfo `json:"inboxes"`
 }
 
+// QueuesResponse is the answer of GET /v1/queues.
+type QueuesResponse struct {
+	Queues []bus.QueueInfo `json:"queues"`
+}
+
+// TasksResponse is the answer of GET /v1/queues/{queue}/tasks. Total counts also those beyond the limit.
+type TasksResponse struct {
+	Tasks []bus.TaskInfo `json:"tasks"`
+	Total int            `json:"total"`
+}
+
+// TaskOrder is the body of POST /v1/queues/{queue}/tasks/{id}/cancel; {} is one.
+type TaskOrder struct {
+	// By is who wants it; it stays in the record. Empty: DefaultFrom.
+	By string `json:"by,omitempty"`
+	// Timeout is how long to wait for the queue's owner, as a Go duration. Empty: DefaultWait; at most MaxWait.
+	Timeout string `json:"timeout,omitempty"`
+}
+
+// TaskCancelled says which task was given up: it is a dead letter now, of class "cancelled".
+type TaskCancelled struct {
+	Queue     string `json:"queue"`
+	MessageID string `json:"message_id"`
+	By        string `json:"by"`
+}
+
 // StreamEvent is one frame of /v1/events. Seq counts this gateway's events since it
 // started, from 1; without ?message= there are no gaps.
 type StreamEvent struct {
@@ -187,7 +228,7 @@ const (
 	CodeUnauthorized     = "unauthorized"       // 401: token missing or wrong
 	CodeForbidden        = "forbidden"          // 403: another site's page, or a foreign Host
 	CodeUnknownAgent     = "unknown_agent"      // 404: no gateway has ever served it
-	CodeNotFound         = "not_found"          // 404: no such message, inbox or path
+	CodeNotFound         = "not_found"          // 404: no such message, inbox, queue, task or path
 	CodeMethodNotAllowed = "method_not_allowed" // 405
 	CodeConflict         = "conflict"           // 409: another message has this id
 	CodeSpoiled          = "spoiled"            // 409: somebody wrote something else to this key by hand

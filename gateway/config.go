@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -65,6 +66,7 @@ type MeshConfig struct {
 	MaxInbox          int           `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
 	MaxWrites         int           `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
 	DeadRetention     time.Duration `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
+	Queues            []QueueConfig `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
 }
@@ -185,6 +187,17 @@ type NomadConfig struct {
 	Token   string `json:"token" cfg:"secret" doc:"ACL token. Empty: NOMAD_TOKEN."`
 }
 
+// QueueConfig is one task queue. The same entry on every node says who keeps it and who works.
+type QueueConfig struct {
+	ID          string        `json:"id" cfg:"id" doc:"Address of the queue in the mesh; not the id of an agent or a gateway."`
+	Description string        `json:"description" doc:"What it is for."`
+	Agent       string        `json:"agent" cfg:"id" doc:"The agent whose runner does the work; one of this file."`
+	Gateways    []string      `json:"gateways" doc:"Gateways that may own the queue, the preferred one first. Empty: those of its agent."`
+	Workers     []string      `json:"workers" doc:"Gateways that do the work. Empty: those of its agent."`
+	Concurrency int           `json:"concurrency" def:"1" min:"1" max:"128" doc:"Tasks that each of the workers does at the same time."`
+	AckTimeout  time.Duration `json:"ackTimeout" min:"1s" doc:"How long one attempt may go without a sign of life before another worker gets the task. Empty: that of its agent."`
+}
+
 // ListenAddr is the TCP address to listen on, as net.Listen takes it.
 func (c *Config) ListenAddr() string {
 	host := c.Gateway.Bind
@@ -200,13 +213,31 @@ func (c *Config) ListenAddr() string {
 // AgentsHere returns the agents that this gateway may run, in the order of the file.
 // Call Normalize first.
 func (c *Config) AgentsHere() []AgentConfig {
-	var here []AgentConfig
-	for _, a := range c.Agents.List {
-		for _, g := range a.Gateways {
-			if g == c.Mesh.Gateway {
-				here = append(here, a)
-				break
-			}
+	return cfgWhere(c.Agents.List, func(a AgentConfig) bool { return slices.Contains(a.Gateways, c.Mesh.Gateway) })
+}
+
+// QueuesHere returns the queues that this gateway may own. Call Normalize first.
+func (c *Config) QueuesHere() []QueueConfig {
+	return cfgWhere(c.Mesh.Queues, func(q QueueConfig) bool { return slices.Contains(q.Gateways, c.Mesh.Gateway) })
+}
+
+// WorkHere returns the queues that this gateway is a worker of. Call Normalize first.
+func (c *Config) WorkHere() []QueueConfig {
+	return cfgWhere(c.Mesh.Queues, func(q QueueConfig) bool { return slices.Contains(q.Workers, c.Mesh.Gateway) })
+}
+
+// runnersHere are the agents whose runners this gateway needs: for their inboxes, or for a queue.
+func (c *Config) runnersHere() []AgentConfig {
+	work := c.WorkHere()
+	return cfgWhere(c.Agents.List, func(a AgentConfig) bool {
+		return slices.Contains(a.Gateways, c.Mesh.Gateway) || slices.ContainsFunc(work, func(q QueueConfig) bool { return q.Agent == a.ID })
+	})
+}
+
+func cfgWhere[T any](list []T, fits func(T) bool) (here []T) {
+	for _, x := range list {
+		if fits(x) {
+			here = append(here, x)
 		}
 	}
 	return here

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,8 +15,8 @@ import (
 var cfgTokenVariables = []string{"OPENCLAW_GATEWAY_TOKEN", "GATEMESH_TOKEN"}
 
 // Normalize fills in what was left out: defaults, the token from the environment, the
-// names and paths that depend on each other, agents.defaults into every agent, and all
-// agents into Agents.List. It never changes what was said, and doing it twice changes
+// names and paths that depend on each other, agents.defaults into every agent, all
+// agents into Agents.List, and what a queue takes over from its agent. It never changes what was said, and doing it twice changes
 // nothing. Of a Config made by hand it leaves zeros alone that can be meant: port 0 and
 // booleans.
 func (c *Config) Normalize() {
@@ -49,6 +50,31 @@ func (c *Config) Normalize() {
 		}
 	}
 	c.normalizeAgents()
+	c.normalizeQueues()
+}
+
+func (c *Config) normalizeQueues() {
+	c.Mesh.Queues = slices.Clone(c.Mesh.Queues)
+	for i := range c.Mesh.Queues {
+		q, path := &c.Mesh.Queues[i], fmt.Sprintf("mesh.queues[%d]", i)
+		if q.Concurrency == 0 && !c.source.explicit(path+".concurrency") {
+			q.Concurrency = 1
+		}
+		at := slices.IndexFunc(c.Agents.List, func(a AgentConfig) bool { return a.ID == q.Agent })
+		if at < 0 {
+			continue // Validate says so
+		}
+		a := c.Agents.List[at]
+		if len(q.Gateways) == 0 {
+			q.Gateways = a.Gateways
+		}
+		if len(q.Workers) == 0 {
+			q.Workers = a.Gateways
+		}
+		if !c.source.explicit(path + ".ackTimeout") {
+			q.AckTimeout = cmp.Or(q.AckTimeout, a.AckTimeout)
+		}
+	}
 }
 
 func (c *Config) normalizeAgents() {

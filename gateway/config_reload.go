@@ -4,11 +4,13 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Reloadable compares two normalized configurations: which keys changed, and which of
-// them a running gateway cannot take up. Agents are compared by id (agents.bobby.name);
-// one that came, went or may now run elsewhere needs a restart. Keys that this version
+// them a running gateway cannot take up. Agents and queues are compared by id
+// (agents.bobby.name, mesh.queues.nightly.workers); one that came, went or may now run elsewhere
+// needs a restart. Keys that this version
 // does not use count as changed and never as in need of a restart. Both lists are
 // sorted.
 func Reloadable(old, new *Config) (changed, needRestart []string) {
@@ -36,8 +38,8 @@ func (d *configDiff) structure(old, new reflect.Value, path string, live bool) {
 
 func (d *configDiff) value(old, new reflect.Value, path string, live bool) {
 	switch {
-	case old.Type() == reflect.TypeFor[[]AgentConfig]():
-		d.agents(old.Interface().([]AgentConfig), new.Interface().([]AgentConfig))
+	case cfgByID(old.Type()):
+		d.list(old, new, strings.TrimSuffix(path, ".list"))
 	case old.Kind() == reflect.Struct:
 		d.structure(old, new, path, live)
 	case old.Kind() == reflect.Map:
@@ -58,11 +60,21 @@ func (d *configDiff) value(old, new reflect.Value, path string, live bool) {
 	}
 }
 
-func (d *configDiff) agents(old, new []AgentConfig) {
-	byID := func(list []AgentConfig) map[string]AgentConfig {
-		m := make(map[string]AgentConfig, len(list))
-		for _, a := range list {
-			m[a.ID] = a
+// cfgByID reports whether t is a list whose items are known by an id, wherever they stand in it.
+func cfgByID(t reflect.Type) bool {
+	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Struct {
+		return false
+	}
+	id := cfgSchema(t.Elem()).byKey["id"]
+	return id != nil && id.id
+}
+
+func (d *configDiff) list(old, new reflect.Value, path string) {
+	byID := func(list reflect.Value) map[string]reflect.Value {
+		id := cfgSchema(list.Type().Elem()).byKey["id"].index
+		m := make(map[string]reflect.Value, list.Len())
+		for i := range list.Len() {
+			m[list.Index(i).Field(id).String()] = list.Index(i)
 		}
 		return m
 	}
@@ -70,13 +82,13 @@ func (d *configDiff) agents(old, new []AgentConfig) {
 	all := maps.Clone(before)
 	maps.Copy(all, after)
 	for id := range all {
-		path := "agents." + id
+		p := path + "." + id
 		a, was := before[id]
 		b, is := after[id]
 		if !was || !is {
-			d.differs(path, false)
+			d.differs(p, false)
 			continue
 		}
-		d.structure(reflect.ValueOf(a), reflect.ValueOf(b), path, false)
+		d.structure(a, b, p, false)
 	}
 }

@@ -80,11 +80,7 @@ type configShow struct {
 }
 
 func (s *configShow) structure(v reflect.Value, path string, hide bool) cfgObject {
-	if v.Type() == cfgAgentType {
-		if a := v.Interface().(AgentConfig); a.path != "" {
-			path = a.path
-		}
-	}
+	path = cfgItemPath(v, path)
 	object := cfgObject{}
 	for _, f := range cfgSchema(v.Type()).fields {
 		fv, p := v.Field(f.index), cfgJoin(path, f.key)

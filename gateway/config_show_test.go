@@ -76,7 +76,7 @@ func TestConfigShowRoundTrip(t *testing.T) {
 }
 
 func TestConfigShowOrigins(t *testing.T) {
-	cfg := mustParseConfig(t, "{\n  gateway: { port: 1, auth: { token: '${X}' } },\n  agents: { entries: { bobby: {} } },\n}", "X=tok")
+	cfg := mustParseConfig(t, "{\n  gateway: { port: 1, auth: { token: '${X}' } },\n  agents: { entries: { bobby: {} } },\n  mesh: { queues: [{ id: 'q', agent: 'bobby' }] },\n}", "X=tok")
 	if err := cfg.Set("mesh.log.level", "debug", "--log-level"); err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +89,8 @@ func TestConfigShowOrigins(t *testing.T) {
 		`mesh.log.level = "debug"  # flag --log-level`,
 		`mesh.retry.max = "1m"  # default`,
 		`agents.entries.bobby.maxConcurrent = 16  # default`,
+		`mesh.queues[0].agent = "bobby"  # c.json5:4:38`,
+		`mesh.queues[0].concurrency = 1  # default`,
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no line %s in\n%s", want, strings.Join(lines, "\n"))
@@ -98,7 +100,7 @@ func TestConfigShowOrigins(t *testing.T) {
 
 func TestConfigReloadable(t *testing.T) {
 	const base = `{
-		gateway: { port: 1 }, mesh: { gateway: "g" },
+		gateway: { port: 1 }, mesh: { gateway: "g", queues: [{ id: "q", agent: "a", workers: ["x"], gateways: ["x"] }, { id: "r", agent: "a", workers: ["y"], gateways: ["y"] }] },
 		channels: { slack: { token: "a" } },
 		agents: { list: [{ id: "a", runner: { kind: "echo" } }, { id: "b" }] },
 	}`
@@ -117,6 +119,9 @@ func TestConfigReloadable(t *testing.T) {
 		"order":    {`{ id: "a", runner: { kind: "echo" } }, { id: "b" }`, `{ id: "b" }, { id: "a", runner: { kind: "echo" } }`, nil, nil},
 		"new":      {`{ id: "b" }`, `{ id: "c", capabilities: [] }`, []string{"agents.b", "agents.c"}, []string{"agents.b", "agents.c"}},
 		"moved":    {`{ id: "b" }`, `{ id: "b", gateways: ["g", "h"], capabilities: ["x"] }`, []string{"agents.b.capabilities", "agents.b.gateways"}, []string{"agents.b.gateways"}},
+		"queue":    {`id: "q", agent: "a"`, `id: "q", agent: "b"`, []string{"mesh.queues.q.agent"}, []string{"mesh.queues.q.agent"}},
+		"worker":   {`workers: ["y"]`, `workers: ["y", "z"]`, []string{"mesh.queues.r.workers"}, []string{"mesh.queues.r.workers"}},
+		"no queue": {`{ id: "q", agent: "a", workers: ["x"], gateways: ["x"] }, `, ``, []string{"mesh.queues.q"}, []string{"mesh.queues.q"}},
 		"defaults": {`list:`, `defaults: { maxConcurrent: 2 }, list:`, []string{"agents.a.maxConcurrent", "agents.b.maxConcurrent", "agents.defaults.maxConcurrent"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -187,6 +192,8 @@ func TestConfigReference(t *testing.T) {
 		"| `gateway.port` | whole number | `18789` | TCP port of API and probes; 0 takes any free one. From 0 to 65535. |\n",
 		"| `mesh.maxPayload` | size (\"64KiB\" or a number of bytes) | `8MiB` |",
 		"| `agents.list[].runner` | string or object |  | What answers its messages; a string is its kind. Taken up by a reload. Keys as in `agents.defaults.runner`. |\n",
+		"| `mesh.queues` | array of objects |  | Task queues: what many may add to and several gateways work off, each task once. |\n",
+		"| `mesh.queues[].concurrency` | whole number | `1` | Tasks that each of the workers does at the same time. From 1 to 128. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
 		"| `channels.<name>.token` | string |  | Bot token. Secret. Not used by this version. |\n",
 		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. Taken up by a reload. |\n",

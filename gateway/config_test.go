@@ -191,6 +191,14 @@ func TestConfigMesh(t *testing.T) {
 	if len(here) != 2 || here[0].ID != "bobby" || here[1].ID != "echo" {
 		t.Errorf("here: %v", here)
 	}
+	for i, want := range []QueueConfig{
+		{"nightly", "What can wait", "bobby", []string{"bobby-gateway", "jerry-gateway"}, []string{"bobby-gateway", "billy-gateway"}, 2, 30 * time.Second},
+		{"reports", "", "jerry", []string{"jerry-gateway"}, []string{"jerry-gateway"}, 1, 5 * time.Minute},
+	} {
+		if got := cfg.Mesh.Queues[i]; !reflect.DeepEqual(got, want) {
+			t.Errorf("queue %d: %+v, want %+v", i, got, want)
+		}
+	}
 	before := fmt.Sprint(cfg.Mesh, cfg.Agents, cfg.Gateway)
 	if cfg.Normalize(); before != fmt.Sprint(cfg.Mesh, cfg.Agents, cfg.Gateway) {
 		t.Error("Normalize is not idempotent")
@@ -265,6 +273,40 @@ func TestConfigSet(t *testing.T) {
 	}
 	if err := cfg.Validate(); err == nil || err.Error() != `flag --log-level: mesh.log.level: "loud" is not one of debug, info, warn, error` {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A gateway owns, works and makes runners as the file says, which is the same for all.
+func TestConfigQueuesHere(t *testing.T) {
+	const doc = `{
+		mesh: { gateway: "HERE", queues: [
+			{ id: "q", agent: "a" },
+			{ id: "r", agent: "b", gateways: ["two", "three"], workers: ["three"] },
+		] },
+		agents: { list: [{ id: "a", gateways: ["one", "two"] }, { id: "b", gateways: ["one"] }] },
+	}`
+	for here, want := range map[string]string{
+		"one": "own [q], work [q], runners [a b]", "two": "own [q r], work [q], runners [a]",
+		"three": "own [r], work [r], runners [b]", "four": "own [], work [], runners []",
+	} {
+		cfg := mustParseConfig(t, strings.Replace(doc, "HERE", here, 1))
+		cfg.Normalize()
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		ids := func(queues []QueueConfig) (ids []string) {
+			for _, q := range queues {
+				ids = append(ids, q.ID)
+			}
+			return ids
+		}
+		var runners []string
+		for _, a := range cfg.runnersHere() {
+			runners = append(runners, a.ID)
+		}
+		if got := fmt.Sprintf("own %v, work %v, runners %v", ids(cfg.QueuesHere()), ids(cfg.WorkHere()), runners); got != want {
+			t.Errorf("%s: %s, want %s", here, got, want)
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ func (c *Config) Validate() error {
 	v.bind()
 	v.mesh()
 	v.agents()
+	v.queues()
 	if len(v.problems) == 0 {
 		return nil
 	}
@@ -74,9 +75,9 @@ func (v *configValidator) structure(s reflect.Value, path string) {
 		switch {
 		case f.typ.Kind() == reflect.Struct:
 			v.structure(fv, p)
-		case f.typ == reflect.TypeFor[[]AgentConfig]():
+		case f.typ.Kind() == reflect.Slice && f.typ.Elem().Kind() == reflect.Struct:
 			for i := range fv.Len() {
-				v.structure(fv.Index(i), cfgAgentPath(fv.Index(i).Addr().Interface().(*AgentConfig), i))
+				v.structure(fv.Index(i), cfgItemPath(fv.Index(i), fmt.Sprintf("%s[%d]", p, i)))
 			}
 		case f.enum != nil:
 			if got := fv.String(); !slices.Contains(f.enum, got) {
@@ -101,11 +102,14 @@ func (v *configValidator) structure(s reflect.Value, path string) {
 	}
 }
 
-func cfgAgentPath(a *AgentConfig, i int) string {
-	if a.path != "" {
-		return a.path
+// cfgItemPath is where an item of a list stood in the file: now at path, or where Normalize took it from.
+func cfgItemPath(v reflect.Value, path string) string {
+	if v.Type() == cfgAgentType {
+		if a := v.Interface().(AgentConfig); a.path != "" {
+			return a.path
+		}
 	}
-	return fmt.Sprintf("agents.list[%d]", i)
+	return path
 }
 
 // bind refuses to stand open, and what contradicts itself.
@@ -175,11 +179,75 @@ func (v *configValidator) mesh() {
 	}
 }
 
+// names checks a list of ids.
+func (v *configValidator) names(path string, list []string) {
+	for i, name := range list {
+		p := fmt.Sprintf("%s[%d]", path, i)
+		if !cfgIDPattern.MatchString(name) {
+			v.errorf(p, "%s is not an id: small letters, digits and '-', at most 63, not starting with '-'", v.show(p, name))
+		} else if slices.Contains(list[:i], name) {
+			v.errorf(p, "%q is there already", name)
+		}
+	}
+}
+
+// taken are the names that a queue cannot have: the inboxes of agents and gateways stand beside its own.
+func (v *configValidator) taken() map[string]string {
+	taken := map[string]string{v.cfg.Mesh.Gateway: "a gateway"}
+	for _, q := range v.cfg.Mesh.Queues {
+		for _, g := range slices.Concat(q.Gateways, q.Workers) {
+			taken[g] = "a gateway"
+		}
+	}
+	for _, a := range v.cfg.Agents.List {
+		for _, g := range a.Gateways {
+			taken[g] = "a gateway"
+		}
+	}
+	for _, a := range v.cfg.Agents.List {
+		taken[a.ID] = "an agent"
+	}
+	return taken
+}
+
+func (v *configValidator) queues() {
+	taken := v.taken()
+	var agents []string
+	for _, a := range v.cfg.Agents.List {
+		agents = append(agents, a.ID)
+	}
+	for i, q := range v.cfg.Mesh.Queues {
+		path := fmt.Sprintf("mesh.queues[%d]", i)
+		same := slices.IndexFunc(v.cfg.Mesh.Queues[:i], func(before QueueConfig) bool { return before.ID == q.ID })
+		switch what := taken[q.ID]; {
+		case q.ID == "":
+			v.errorf(path, "id is missing")
+		case what != "":
+			v.errorf(path+".id", "%q is the id of %s; a queue needs another one", q.ID, what)
+		case same >= 0:
+			v.errorf(path+".id", "queue %q is there already (mesh.queues[%d])", q.ID, same)
+		}
+		switch {
+		case q.Agent == "":
+			v.errorf(path, "agent is missing: the agent whose runner does the work")
+		case !slices.Contains(agents, q.Agent):
+			v.errorf(path+".agent", "there is no agent %s in agents.list%s", v.show(path+".agent", q.Agent), cfgSuggest(q.Agent, agents))
+		}
+		// What a queue takes over from its agent is judged there.
+		if v.cfg.source.explicit(path + ".gateways") {
+			v.names(path+".gateways", q.Gateways)
+		}
+		if v.cfg.source.explicit(path + ".workers") {
+			v.names(path+".workers", q.Workers)
+		}
+	}
+}
+
 func (v *configValidator) agents() {
 	seen := map[string]string{}
 	for i := range v.cfg.Agents.List {
 		a := &v.cfg.Agents.List[i]
-		path := cfgAgentPath(a, i)
+		path := cfgItemPath(reflect.ValueOf(*a), fmt.Sprintf("agents.list[%d]", i))
 		idAt := path + ".id"
 		if !v.cfg.source.explicit(idAt) {
 			idAt = path // agents.entries.<id>
@@ -201,14 +269,7 @@ func (v *configValidator) agents() {
 		if _, entry, ok := strings.Cut(path, "agents.entries."); ok && entry != a.ID && cfgIDPattern.MatchString(entry) {
 			v.errorf(idAt, "%q differs from its key %q", a.ID, entry)
 		}
-		for j, g := range a.Gateways {
-			p := fmt.Sprintf("%s.gateways[%d]", path, j)
-			if !cfgIDPattern.MatchString(g) {
-				v.errorf(p, "%s is not an id: small letters, digits and '-', at most 63, not starting with '-'", v.show(p, g))
-			} else if slices.Contains(a.Gateways[:j], g) {
-				v.errorf(p, "%q is there already", g)
-			}
-		}
+		v.names(path+".gateways", a.Gateways)
 		if a.ID != "" && a.Runner.To == a.ID {
 			v.errorf(path+".runner.to", "an agent cannot relay to itself")
 		}

@@ -67,6 +67,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	if err := g.serveAgents(b, g.start); err != nil {
 		return &startError{err}
 	}
+	if err := g.serveQueues(b); err != nil {
+		return &startError{err}
+	}
 	if err := b.Start(ctx); err != nil {
 		return fmt.Errorf("start bus: %w", err)
 	}

@@ -46,7 +46,7 @@ type Gateway struct {
 	start *Config // what this process was started with
 
 	settings atomic.Pointer[settings]
-	agents   map[string]*liveAgent
+	agents   map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	metrics  *metrics
 	hub      *hub
 	ids      idLocks
@@ -118,7 +118,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g.notReady("starting")
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
-	for _, a := range cfg.AgentsHere() {
+	for _, a := range cfg.runnersHere() {
 		h, err := deps.Runners.New(specOf(a), g.agentDeps(a.ID))
 		if err != nil {
 			return nil, err
@@ -157,8 +157,13 @@ func (g *Gateway) Start(ctx context.Context) error {
 		defer cancel()
 		return errors.Join(err, g.stop(stop, err))
 	}
+	var agents []string
+	for _, a := range g.start.AgentsHere() {
+		agents = append(agents, a.ID)
+	}
+	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
-		"agents", strings.Join(g.agentIDs(), ","), "version", g.deps.Version, "token", g.guard.required())
+		"agents", strings.Join(agents, ","), "version", g.deps.Version, "token", g.guard.required())
 	return nil
 }
 

@@ -273,6 +273,36 @@ func (c *client) orderDeadLetters(ctx context.Context, what string, o gateway.De
 	return &out, nil
 }
 
+func (c *client) queues(ctx context.Context) ([]bus.QueueInfo, error) {
+	out := gateway.QueuesResponse{Queues: []bus.QueueInfo{}}
+	err := c.do(ctx, http.MethodGet, "v1/queues", nil, nil, &out)
+	return out.Queues, err
+}
+
+func (c *client) tasks(ctx context.Context, queue, state string, limit int) (*gateway.TasksResponse, error) {
+	query := url.Values{"limit": {strconv.Itoa(limit)}}
+	if state != "" {
+		query.Set("state", state)
+	}
+	out := gateway.TasksResponse{Tasks: []bus.TaskInfo{}}
+	if err := c.do(ctx, http.MethodGet, "v1/queues/"+url.PathEscape(queue)+"/tasks", query, nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// cancelTask has the queue's owner give a task up; like send it leaves it to the gateway to say that time is up.
+func (c *client) cancelTask(ctx context.Context, queue, id string, o gateway.TaskOrder, wait time.Duration) (*gateway.TaskCancelled, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+	defer cancel()
+	o.Timeout = wait.String()
+	var out gateway.TaskCancelled
+	if err := c.do(ctx, http.MethodPost, "v1/queues/"+url.PathEscape(queue)+"/tasks/"+url.PathEscape(id)+"/cancel", nil, o, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 func (c *client) agents(ctx context.Context, capability string) ([]bus.AgentInfo, error) {
 	query := url.Values{}
 	if capability != "" {

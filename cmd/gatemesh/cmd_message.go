@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,10 +38,15 @@ func (a *app) messageCommand() *cobra.Command {
 	}
 	list.Flags().IntVar(&limit, "limit", 20, "how many at most")
 
+	return group("message", "List and show messages", list, a.showCommand("message"))
+}
+
+// showCommand shows a message, which may be a task.
+func (a *app) showCommand(what string) *cobra.Command {
 	var follow bool
 	show := &cobra.Command{
-		Use: "show ID", Short: "Show a message: its timeline, its body and its answer",
-		Long: `Show a message: what is known of it, its timeline, its body and its answer. ID is the whole id
+		Use: "show ID", Short: "Show a " + what + ": its timeline, its body and its answer",
+		Long: `Show a ` + what + `: what is known of it, its timeline, its body and its answer. ID is the whole id
 or, for what this gateway remembers, its last characters (as the timelines show them).
 
 --follow stays and prints what happens until the message is answered, done or given up.`,
@@ -63,7 +69,7 @@ or, for what this gateway remembers, its last characters (as the timelines show 
 		}),
 	}
 	show.Flags().BoolVar(&follow, "follow", false, "stay until it is answered, done or given up")
-	return group("message", "List and show messages", list, show)
+	return show
 }
 
 func (a *app) printMessages(messages []gateway.MessageStatus) {
@@ -113,6 +119,15 @@ func (a *app) printMessage(st *gateway.MessageStatus) {
 		field("to", target(e))
 		field("capability", e.Capability)
 		field("made", e.CreatedAt.Local().Format(time.RFC3339Nano)+", lives "+e.TTL.Duration().String())
+		if t := e.Task; t != nil {
+			if t.Priority != nil {
+				field("priority", strconv.Itoa(*t.Priority))
+			}
+			if t.NotBefore != nil {
+				field("not before", t.NotBefore.Local().Format(time.RFC3339))
+			}
+			field("unique key", t.UniqueKey)
+		}
 		field("conversation", e.ConversationID)
 		if e.CorrelationID != e.MessageID {
 			field("part of", e.CorrelationID)

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +32,8 @@ const maxBody = envelope.MaxClaim + 64<<10
 type sendFlags struct {
 	to, from, capability, ttl, conversation, id, file, wait string
 	ackTimeout, retryDelay, deadline, attemptID             string
-	maxHops, maxAttempts                                    int
+	delay, at, unique, uniqueFor                            string
+	maxHops, maxAttempts, priority                          int
 	messages, tokens                                        int64
 	usd                                                     float64
 	jsonBody, terminal, all                                 bool
@@ -41,6 +44,7 @@ func (a *app) messageFlags(c *cobra.Command, f *sendFlags) {
 	fl.StringVar(&f.to, "to", f.to, "agent, or agent@gateway; several with commas are a fan-out")
 	fl.BoolVar(&f.all, "all", false, "every agent that offers --capability gets it (a fan-out)")
 	fl.StringVar(&f.from, "from", "", "on whose behalf (default: the gateway's choice)")
+	priorityFlags(c, f)
 	fl.StringVar(&f.capability, "capability", "", "what is asked of the agent, as infra.check")
 	fl.StringVar(&f.ttl, "ttl", "", "life of the message, as 30s (default: the gateway's)")
 	fl.IntVar(&f.maxHops, "max-hops", 0, "hops it may make (default: the gateway's)")
@@ -62,6 +66,16 @@ func (a *app) messageFlags(c *cobra.Command, f *sendFlags) {
 	}
 	_ = c.RegisterFlagCompletionFunc("to", a.completeAgents)
 	_ = c.MarkFlagFilename("file")
+}
+
+// noPriority is --priority that was not given.
+const noPriority = math.MinInt
+
+// priorityFlags are those of send, ask and task add.
+func priorityFlags(c *cobra.Command, f *sendFlags) {
+	c.Flags().IntVar(&f.priority, "priority", noPriority, "0 to 9: what matters more is handled first")
+	c.Flags().Lookup("priority").DefValue = strconv.Itoa(envelope.DefaultPriority)
+	c.Flags().StringVar(&f.delay, "delay", "", "not before this time from now has passed, as 10m; its ttl begins then")
 }
 
 var waitWords = []string{"none", "accepted", "delivered", "acked", "replied"}
@@ -164,6 +178,14 @@ func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, err
 			return zero, failf(exitUsage, "%s %q: write a duration, as 30s or 5m", d[0], d[1])
 		}
 	}
+	if f.priority != noPriority && (f.priority < 0 || f.priority > envelope.MaxPriority) {
+		return zero, failf(exitUsage, "--priority %d: from 0 to %d", f.priority, envelope.MaxPriority)
+	}
+	for _, d := range [][2]string{{"--delay", f.delay}, {"--unique-for", f.uniqueFor}} {
+		if v, err := time.ParseDuration(d[1]); d[1] != "" && (err != nil || v < 0) {
+			return zero, failf(exitUsage, "%s %q: write a duration, as 10m or 24h", d[0], d[1])
+		}
+	}
 	text, err := a.readBody(f.file, args)
 	if err != nil {
 		return zero, err
@@ -178,6 +200,10 @@ func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, err
 		ID: f.id, To: f.to, From: f.from, Capability: f.capability, Payload: payload,
 		TTL: f.ttl, MaxHops: f.maxHops, ConversationID: f.conversation,
 		MaxAttempts: f.maxAttempts, AckTimeout: f.ackTimeout, RetryDelay: f.retryDelay, Terminal: f.terminal, AttemptID: f.attemptID, Budget: f.budget(),
+		Delay: f.delay, NotBefore: f.at, UniqueKey: f.unique, UniqueFor: f.uniqueFor,
+	}
+	if f.priority != noPriority {
+		req.Priority = &f.priority
 	}
 	if req.ID == "" {
 		req.ID = envelope.NewID() // known before the gateway answers, so that trying again is safe

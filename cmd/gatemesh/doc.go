@@ -44,6 +44,14 @@
 //	message list     [the same, newest first]
 //	message show     the same
 //	  --follow       EVENT lines
+//	task add         as send
+//	task show        as message show
+//	task list        [{"message_id", "queue", "state": "waiting"|"delayed"|"running"|"retrying", "priority",
+//	                  "from", "capability"?, "unique_key"?, "made_at", "due_at"?, "attempt"?, "worker"?,
+//	                  "last_error"?}]                                                    bus.TaskInfo
+//	task queues      [{"queue", "owner", "waiting", "delayed", "running",
+//	                  "workers": [{"gateway", "slots", "since"}]}]                      bus.QueueInfo
+//	task cancel      {"queue", "message_id", "by"}                             gateway.TaskCancelled
 //	agents           [{"agent", "gateway", "name"?, "description"?, "workspace"?, "capabilities": [],
 //	                  "status": "active"|"unreachable", "last_heartbeat"?}]             bus.AgentInfo
 //	gateways         [{"gateway", "url", "agents": [], "status": "healthy"|"draining"|"unreachable",

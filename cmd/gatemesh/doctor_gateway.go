@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,11 +125,20 @@ func (d *doctor) mesh(ctx context.Context, c *client) {
 		d.ok("gateways", plural(len(gateways), "gateway")+", all reachable")
 	}
 
+	queues, err := c.queues(ctx)
+	if err != nil {
+		d.fail("queues", err.Error(), "gatemesh status")
+		return
+	}
 	agents, err := c.agents(ctx, "")
 	if err != nil {
 		d.fail("agents", err.Error(), "gatemesh status")
 		return
 	}
+	// The registry shows a queue like an agent.
+	agents = slices.DeleteFunc(agents, func(a bus.AgentInfo) bool {
+		return slices.ContainsFunc(queues, func(q bus.QueueInfo) bool { return q.Queue == a.ID })
+	})
 	var idle []string
 	for _, a := range agents {
 		if a.Status != bus.StatusActive {
@@ -147,6 +157,32 @@ func (d *doctor) mesh(ctx context.Context, c *client) {
 		return
 	}
 	d.inboxes(inboxes)
+	d.queues(queues)
+}
+
+// queues looks for tasks that nobody hands out, or nobody works on.
+func (d *doctor) queues(queues []bus.QueueInfo) {
+	fine := true
+	for _, q := range queues {
+		open, slots := q.Waiting+q.Delayed+q.Running, 0
+		for _, w := range q.Workers {
+			slots += w.Slots
+		}
+		switch {
+		case open == 0:
+			continue
+		case q.Owner == "":
+			d.warn("queue "+q.Queue, plural(open, "task")+" unfinished and nobody hands them out", "start a gateway of its gateways (mesh.queues, id "+q.Queue+"): gatemesh gateway --config FILE")
+		case slots == 0:
+			d.warn("queue "+q.Queue, plural(open, "task")+" unfinished and nobody works", "start a gateway of its workers (mesh.queues, id "+q.Queue+"), or add one to them: gatemesh gateway --config FILE")
+		default:
+			continue
+		}
+		fine = false
+	}
+	if fine && len(queues) > 0 {
+		d.ok("queues", plural(len(queues), "queue")+"; none has tasks without an owner and workers")
+	}
 }
 
 func (d *doctor) inboxes(inboxes []bus.InboxInfo) {

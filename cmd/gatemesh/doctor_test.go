@@ -113,3 +113,29 @@ func TestDoctorOnClocksAndInboxes(t *testing.T) {
 		t.Errorf("inboxes: %+v", got)
 	}
 }
+
+func TestDoctorOnQueues(t *testing.T) {
+	works := []bus.WorkerInfo{{Gateway: "billy-gateway", Slots: 1}}
+	for name, c := range map[string]struct {
+		queue      bus.QueueInfo
+		want, says string
+	}{
+		"fine":           {bus.QueueInfo{Owner: "o", Waiting: 3, Running: 1, Workers: works}, statusOK, "1 queue"},
+		"idle":           {bus.QueueInfo{}, statusOK, "1 queue"},
+		"no owner":       {bus.QueueInfo{Waiting: 2, Delayed: 1, Workers: works}, statusWarn, "3 tasks unfinished and nobody hands them out"},
+		"no worker":      {bus.QueueInfo{Owner: "o", Delayed: 1}, statusWarn, "1 task unfinished and nobody works"},
+		"worker leaving": {bus.QueueInfo{Owner: "o", Waiting: 1, Workers: []bus.WorkerInfo{{Gateway: "g"}}}, statusWarn, "nobody works"},
+	} {
+		d := &doctor{report: doctorReport{OK: true}}
+		c.queue.Queue = "jobs"
+		d.queues([]bus.QueueInfo{c.queue})
+		got := d.report
+		if !got.OK || len(got.Checks) != 1 || got.Checks[0].Status != c.want || !strings.Contains(got.Checks[0].Detail, c.says) || (c.want == statusWarn) != strings.Contains(got.Checks[0].Fix, "mesh.queues, id jobs") {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	d := &doctor{}
+	if d.queues(nil); len(d.report.Checks) != 0 {
+		t.Errorf("a mesh without queues: %+v", d.report.Checks)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -56,6 +57,13 @@ type WorkerInfo struct {
 	// Slots is how many tasks it works on at the same time; 0: it is stopping.
 	Slots int           `json:"slots"`
 	Since envelope.Time `json:"since"`
+}
+
+// IsQueue reports whether the registry knows a task queue of that name.
+func (b *Bus) IsQueue(name string) bool {
+	b.registry.mu.Lock()
+	defer b.registry.mu.Unlock()
+	return slices.Contains(b.registry.agents[name].Capabilities, QueueCapability)
 }
 
 // maxTaskSlots bounds what Tasks reads of one lane, in slots.

@@ -93,6 +93,9 @@ func (g *Gateway) postMessage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if req.TTL == "" && b.IsQueue(out.To.Agent) {
+		out.TTL = g.settings.Load().maxTTL // a task waits for a worker: that may take longer than an agent's answer
+	}
 	id, err := g.accept(r.Context(), b, out, req.Reply || wait.what == WaitReplied)
 	if err != nil {
 		return aboutMessage(err, id)

@@ -83,7 +83,7 @@ type SendRequest struct {
 	// Text is a payload for people; Payload is any JSON value. One of the two.
 	Text    *string         `json:"text,omitempty"`
 	Payload json.RawMessage `json:"payload,omitempty"`
-	// TTL is a Go duration ("90s", at most mesh.maxTTL). Empty: mesh.defaultTTL.
+	// TTL is a Go duration ("90s", at most mesh.maxTTL). Empty: mesh.defaultTTL, for a task mesh.maxTTL.
 	TTL string `json:"ttl,omitempty"`
 	// MaxHops; 0: mesh.defaultMaxHops.
 	MaxHops int `json:"max_hops,omitempty"`

@@ -56,6 +56,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"RandomRuns", randomRuns},
 		{"DelayedSurvivesItsOwner", delayed},
 		{"SharedState", sharedState},
+		{"TaskQueues", queues},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}

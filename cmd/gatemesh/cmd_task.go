@@ -73,7 +73,7 @@ the command returns when the task is safe in the store.
 	fl.StringVar(&f.uniqueFor, "unique-for", "", "how long after its end --unique still holds, as 24h")
 	fl.StringVar(&f.from, "from", "", "on whose behalf (default: the gateway's choice)")
 	fl.StringVar(&f.capability, "capability", "", "what is asked of the worker, as infra.check")
-	fl.StringVar(&f.ttl, "ttl", "", "how long it may take until it is done, as 12h (default: the gateway's mesh.defaultTTL)")
+	fl.StringVar(&f.ttl, "ttl", "", "how long it may take until it is done, as 12h (default: the gateway's mesh.maxTTL)")
 	fl.IntVar(&f.maxAttempts, "max-attempts", 0, "how often workers may try (default: the queue's)")
 	fl.StringVar(&f.ackTimeout, "ack-timeout", "", "how long a worker may go without a sign of life, as 30s (default: the queue's)")
 	fl.StringVar(&f.id, "id", "", "message id (UUID): adding again under the same id is safe")

@@ -128,7 +128,7 @@ model: ## The protocol as a model, every state of it, and the real bus against i
 	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 soak: build consul ## 100,000 messages through three gateway processes and three Consul servers under faults (SOAK_MESSAGES, SOAK_SEED)
-	@go test -tags proof -count 1 -timeout 60m -run '^TestProofSoak$$' ./test -args \
+	@go test -tags proof -count 1 -timeout 60m -v -run '^TestProofSoak$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 bench: build consul nats bench-go ## Delivery beside the store's floor, a naive bus and NATS JetStream, on one and three Consul servers (BENCH_ARGS)

@@ -151,20 +151,20 @@ func (ws *workers) run(ctx context.Context) {
 // look finds announcements that somebody deleted, and has them made anew.
 func (ws *workers) look(ctx context.Context) {
 	ws.mu.Lock()
-	var all []*worker
+	all := map[*worker]string{}
 	for _, w := range ws.byQueue {
 		if w.session != "" && !ws.retired {
-			all = append(all, w)
+			all[w] = w.session
 		}
 	}
 	ws.mu.Unlock()
-	for _, w := range all {
+	for w, session := range all {
 		p, err := ws.b.store.Get(ctx, workerKey(w.spec.Queue, ws.b.cfg.Gateway))
 		if err != nil {
 			return // it is looked at again
 		}
 		ws.mu.Lock()
-		if p == nil || p.Session != w.session {
+		if w.session == session && (p == nil || p.Session != session) {
 			w.session = ""
 		}
 		ws.mu.Unlock()
@@ -212,17 +212,16 @@ func (ws *workers) write(ctx context.Context, queue string, said announcement, s
 func (ws *workers) retire(ctx context.Context) {
 	ws.mu.Lock()
 	ws.retired = true
-	var all []*worker
+	var all []worker
 	for _, w := range ws.byQueue {
 		if w.session != "" {
-			all = append(all, w)
+			all = append(all, *w)
 		}
 	}
 	ws.mu.Unlock()
 	for _, w := range all {
-		said := w.said
-		said.Slots = 0
-		if err := ws.write(ctx, w.spec.Queue, said, w.session); err != nil {
+		w.said.Slots = 0
+		if err := ws.write(ctx, w.spec.Queue, w.said, w.session); err != nil {
 			ws.b.log.Debug("cannot retire a worker; its key ends with the session", "queue", w.spec.Queue, "error", err)
 		}
 	}

@@ -67,6 +67,9 @@ func TestSealThenDecode(t *testing.T) {
 		if s.Budget != nil && s.Budget.Deadline != nil {
 			s.Budget.Deadline = ptr(At(s.Budget.Deadline.Time))
 		}
+		if s.Task != nil && s.Task.NotBefore != nil {
+			s.Task.NotBefore = ptr(At(s.Task.NotBefore.Time))
+		}
 		checkSealed(t, s)
 	})
 }

@@ -561,3 +561,63 @@ func TestClearsAfterAGatewayThatIsGone(t *testing.T) {
 		b.stop(g, h)
 	})
 }
+
+// Slots that nobody will read are deleted: those that were taken while their gateway was away and that it has no other
+// reason to look at, and those that no bell names, which a lost try left. What waits stays.
+func TestSlotsAreSwept(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		g, h := b.gateway("jerry", nil), b.gateway("bobby", nil)
+		hold := make(chan struct{})
+		b.serve(h, bus.AgentSpec{ID: "bob", MaxConcurrent: 1}, func(context.Context, *bus.Incoming) error { <-hold; return nil })
+		long := func(o *bus.Outgoing) { o.TTL, o.ConversationID = time.Hour, "one" }
+		for range 5 {
+			b.send(g, "bob", strings.Repeat("x", 9<<10), long)
+		}
+		if b.count("lanes/jerry/bob/") == 0 {
+			b.Fatal("there are no slots to sweep")
+		}
+		b.crash(g)
+		close(hold)
+		b.pass(time.Minute)
+		g2 := b.gateway("jerry", nil)
+		b.pass(3 * time.Minute)
+		if n := b.count("lanes/"); n != 0 {
+			b.Errorf("%d slots are left of what was taken", n)
+		}
+		stray := []bus.Op{{Verb: bus.OpSet, Key: bus.Root + "lanes/jerry/bob/0000000000000099", Value: []byte("{}")}}
+		if _, err := b.store.Txn(b.Context(), stray); err != nil {
+			b.Fatal(err)
+		}
+		b.pass(61 * time.Second)
+		if b.count("lanes/") != 1 {
+			b.Error("a slot that no bell names went the first time that it was seen: its transaction may be on its way")
+		}
+		b.pass(2 * time.Minute)
+		if n := b.count("lanes/"); n != 0 {
+			b.Errorf("%d slots are left that no bell names", n)
+		}
+		b.stop(h)
+		waits := b.send(g2, "bob", strings.Repeat("y", 9<<10), long)
+		b.pass(5 * time.Minute)
+		if f := g2.facts(waits); f.Acked || f.Dead {
+			b.Errorf("what waits: %+v", f)
+		}
+		again := b.gateway("bobby", nil)
+		b.serve(again, bus.AgentSpec{ID: "bob"}, func(context.Context, *bus.Incoming) error { return nil })
+		b.pass(time.Minute)
+		if f := g2.facts(waits); !f.Acked {
+			b.Errorf("what waited: %+v", f)
+		}
+		b.stop(again, g2, g)
+		// What a gateway that is gone left goes too.
+		if _, err := b.store.Txn(b.Context(), stray); err != nil {
+			b.Fatal(err)
+		}
+		last := b.gateway("last", nil)
+		b.pass(70 * time.Minute)
+		if n := b.count("lanes/"); n != 0 {
+			b.Errorf("%d slots are left of a gateway that is gone", n)
+		}
+		b.stop(last)
+	})
+}

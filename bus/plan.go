@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"slices"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -108,6 +109,13 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 		}
 		for _, x := range u.extra {
 			p.add(x)
+		}
+	}
+	for _, u := range batch {
+		if u.load {
+			if _, err := w.laneTo(ctx, u.sweep); err != nil {
+				return nil, err
+			}
 		}
 	}
 	w.cleanup(p)
@@ -233,8 +241,19 @@ func (w *writer) cleanup(p *plan) {
 		sweep(lw.lane)
 	}
 	for _, u := range p.units {
-		if l := w.lanes[u.sweep]; l != nil {
-			sweep(l)
+		l := w.lanes[u.sweep]
+		if l == nil {
+			continue
+		}
+		sweep(l)
+		if slices.ContainsFunc(p.lanes, func(lw laneWrite) bool { return lw.lane == l }) {
+			continue // this very batch may write over them
+		}
+		for _, n := range u.beyond {
+			if n > l.seq && free > 0 {
+				p.add(Op{Verb: OpDelete, Key: slotKey(w.b.cfg.Gateway, l.to, n)})
+				free--
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ type reconciler struct {
 	// strays are the inboxes that a stray was reported of; gone is when a gateway was first found absent.
 	strays map[string]bool
 	gone   map[string]time.Time
+	// slots are those of this gateway's lanes that the last pass saw.
+	slots map[string][]uint64
 }
 
 func (r *reconciler) run(ctx context.Context) {
@@ -52,7 +55,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 	own := Op{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: b.session.id()}
 	r.findStrays()
 	_, err := b.dropBlobs(ctx, b.cfg.Gateway, own)
-	errs := []error{err, b.dropFanouts(ctx, b.cfg.Gateway, own)}
+	errs := []error{err, b.dropFanouts(ctx, b.cfg.Gateway, own), r.sweepSlots(ctx)}
 	for _, ib := range b.elector.running() {
 		errs = append(errs, ib.dropDead(ctx), ib.dropAnswers(ctx), ib.dropUnique(ctx))
 	}
@@ -83,6 +86,35 @@ func (r *reconciler) findStrays() {
 		r.b.emit(Event{Event: EventStray, At: envelope.At(r.b.now()), Gateway: r.b.cfg.Gateway, To: to,
 			Reason: fmt.Sprintf("%d messages wait and nobody owns the inbox: start a gateway that may run %s; what passes its ttl is given up then", n, to)})
 	}
+}
+
+// sweepSlots has the slots of this gateway's lanes deleted that nobody will read: those that were taken, of lanes that
+// it has not used since its start too, and those beyond the bell, which a lost try left. The latter are left
+// alone the first time that they are seen: the transaction that names them may still be on its way.
+func (r *reconciler) sweepSlots(ctx context.Context) error {
+	b := r.b
+	prefix := lanesRoot + b.cfg.Gateway + "/"
+	keys, err := b.store.Keys(ctx, prefix, "")
+	if err != nil {
+		return fmt.Errorf("list %s: %w", prefix, err)
+	}
+	slots := map[string][]uint64{}
+	for _, k := range keys {
+		to, num, _ := strings.Cut(k[len(prefix):], "/")
+		if n, ok := parsePadded(num); ok {
+			slots[to] = append(slots[to], n)
+		}
+	}
+	for to, now := range slots {
+		old := slices.DeleteFunc(slices.Clone(now), func(n uint64) bool { return !slices.Contains(r.slots[to], n) })
+		done := make(chan error, 1)
+		b.writer.submit(&unit{ctx: ctx, sweep: to, load: true, beyond: old[max(0, len(old)-16):], done: func(err error) { done <- err }})
+		if err := <-done; err != nil && !errors.Is(err, ErrStopped) {
+			return fmt.Errorf("sweep the lane to %s: %w", to, err)
+		}
+	}
+	r.slots = slots
+	return nil
 }
 
 // dropFanouts deletes the records of fan-outs that are older than answers are kept.
@@ -246,15 +278,17 @@ func (r *reconciler) absent(ctx context.Context) ([]string, error) {
 	return gone, nil
 }
 
-// dropTakenSlots deletes the slots of a gateway's lanes that their receivers have taken.
+// dropTakenSlots deletes the slots of a gateway's lanes that their receivers have taken, and those that no bell names.
 func (b *Bus) dropTakenSlots(ctx context.Context, gw string, fence Op) (n int, err error) {
 	prefix := lanesRoot + gw + "/"
 	keys, err := b.store.Keys(ctx, prefix, "")
 	if err != nil {
 		return 0, fmt.Errorf("list %s: %w", prefix, err)
 	}
-	cursors := map[string]uint64{}
-	ops := []Op{fence}
+	cursors, bells := map[string]uint64{}, map[string]*Pair{}
+	// Should the gateway come back meanwhile, the slots beyond its bells are its own again.
+	away := Op{Verb: OpCheckNotExists, Key: gatewayLockKey(gw)}
+	ops := []Op{fence, away}
 	for i, k := range keys {
 		agent, num, _ := strings.Cut(k[len(prefix):], "/")
 		seq, ok := parsePadded(num)
@@ -264,16 +298,27 @@ func (b *Bus) dropTakenSlots(ctx context.Context, gw string, fence Op) (n int, e
 				return n, err
 			}
 			cursors[agent] = h.Cursor
+			if bells[agent], err = b.store.Get(ctx, bellKey(agent, gw)); err != nil {
+				return n, fmt.Errorf("read bell of %s: %w", agent, err)
+			}
+		}
+		var bl bell
+		if p := bells[agent]; ok && p != nil && json.Unmarshal(p.Value, &bl) == nil && seq > bl.Seq {
+			// No bell names it: a try that was lost left it.
+			if _, err := b.store.Txn(ctx, []Op{fence, away, {Verb: OpCheckIndex, Key: p.Key, Index: p.ModifyIndex}, {Verb: OpDelete, Key: k}}); err != nil {
+				return n, fmt.Errorf("delete slots of %s: %w", gw, err)
+			}
+			n++
 		}
 		if ok && seq <= cursors[agent] {
 			ops = append(ops, Op{Verb: OpDelete, Key: k})
 		}
-		if len(ops) == b.store.Limits().Ops || i == len(keys)-1 && len(ops) > 1 {
+		if len(ops) == b.store.Limits().Ops || i == len(keys)-1 && len(ops) > 2 {
 			if _, err := b.store.Txn(ctx, ops); err != nil {
 				return n, fmt.Errorf("delete slots of %s: %w", gw, err)
 			}
-			n += len(ops) - 1
-			ops = ops[:1:1]
+			n += len(ops) - 2
+			ops = ops[:2:2]
 		}
 	}
 	return n, nil

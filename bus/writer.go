@@ -28,8 +28,11 @@ type unit struct {
 	pending  []pendingOp
 	extra    []Op
 
-	// sweep names a lane whose taken slots are to be deleted.
-	sweep string
+	// sweep names a lane whose taken slots are to be deleted; load has it read first if this process has not used
+	// it. beyond are slots of it that no bell names, left by tries that were lost: they go too.
+	sweep  string
+	load   bool
+	beyond []uint64
 
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.

@@ -559,7 +559,7 @@ func (s *soak) answers(store bus.Store) {
 // footprint waits until nothing is on its way any more, and weighs what is left.
 func (s *soak) footprint(store bus.Store) (keys, ledger int) {
 	ctx := s.t.Context()
-	deadline := time.Now().Add(90 * time.Second)
+	deadline := time.Now().Add(150 * time.Second) // the reconciler comes every minute, and twice for some
 	for {
 		pairs, err := store.List(ctx, bus.Root)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -619,5 +621,51 @@ func TestSlotsAreSwept(t *testing.T) {
 			b.Errorf("%d slots are left of a gateway that is gone", n)
 		}
 		b.stop(last)
+	})
+}
+
+// A big entry is put into its slot before the transaction that names it. Who begins to read a new lane in between
+// begins with what the bell holds, not with that slot.
+func TestNewLaneBeginsWithItsBell(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		g, h := b.gateway("jerry", nil), b.gateway("bobby", nil)
+		var got []string
+		handler := func(_ context.Context, m *bus.Incoming) error {
+			got = append(got, m.Envelope().Text()[:1])
+			return nil
+		}
+		b.serve(h, bus.AgentSpec{ID: "bob"}, handler)
+		b.stop(h)
+		first := b.send(g, "bob", "1", nil)
+		synctest.Wait()
+		put, resume := make(chan struct{}), make(chan struct{})
+		g.store.Before(func(call string, ops []bus.Op) error {
+			if call == bustest.CallTxn && len(ops) > 1 && put != nil {
+				close(put)
+				put = nil
+				<-resume
+			}
+			return nil
+		})
+		began := put
+		go func() {
+			_, err := g.Send(b.Context(), bus.Outgoing{To: envelope.Address{Agent: "bob"}, From: "user", Payload: envelope.TextPayload("2" + strings.Repeat("x", 30<<10))})
+			if err != nil {
+				b.Error(err)
+			}
+		}()
+		<-began
+		if b.count("lanes/jerry/bob/") != 1 {
+			b.Fatalf("%d slots while the transaction is on its way", b.count("lanes/jerry/bob/"))
+		}
+		again := b.gateway("bobby", nil)
+		b.serve(again, bus.AgentSpec{ID: "bob"}, handler)
+		b.pass(time.Second)
+		close(resume)
+		b.pass(time.Second)
+		if !slices.Equal(got, []string{"1", "2"}) || !g.facts(first).Acked {
+			b.Errorf("handled %q; the first: %+v", got, g.facts(first))
+		}
+		b.stop(again, g)
 	})
 }

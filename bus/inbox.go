@@ -250,16 +250,7 @@ func (ib *inbox) source(from string) (*source, error) {
 		return nil, err
 	}
 	s.fetched = s.page.cursor
-	if s.page.index == 0 {
-		// The lane is new, or its cursor was deleted by hand: begin with the oldest that is there.
-		first, err := ib.nextSlot(from, 1)
-		if err != nil {
-			return nil, err
-		}
-		if first > 0 {
-			s.fetched = first - 1
-		}
-	}
+	s.fresh = s.page.index == 0
 	ib.mu.Lock()
 	ib.sources[from] = s
 	ib.mu.Unlock()
@@ -274,6 +265,19 @@ func (ib *inbox) ring(s *source, p Pair) error {
 		ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
 			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
 		return nil //nolint:nilerr // said in the event; its writer mends it with the next message
+	}
+	if s.fresh {
+		// The lane is new, or its cursor was deleted by hand: begin with the oldest that the bell speaks of. A slot
+		// beyond the bell is no beginning: it is put before the transaction that names it, and that brings
+		// what is only in the bell now into a slot before it.
+		first, err := ib.nextSlot(from, 1)
+		if err != nil {
+			return err
+		}
+		if first > 0 && first <= bl.Seq {
+			s.fetched = max(s.fetched, first-1)
+		}
+		s.fresh = false
 	}
 	if ib.unclean && s.careful == 0 {
 		// What the last owner can have been at when it died: no more than it held, and nothing

@@ -29,6 +29,8 @@ type source struct {
 	entries []*laneEntry
 	// fetched is the newest entry that was read; only the lane's reader touches it.
 	fetched uint64
+	// fresh: the lane has no cursor and nothing of it was read yet; its reader's too.
+	fresh bool
 	// careful is the newest entry whose messages the last owner may have died with.
 	careful uint64
 	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.

@@ -48,27 +48,41 @@ type Config struct {
 
 // MeshConfig is our block. Everything in it is optional.
 type MeshConfig struct {
-	Gateway           string        `json:"gateway" cfg:"id" def:"<host name>-gateway" doc:"This gateway's id: its name in the store. The name of a node runs once."`
-	Store             string        `json:"store" def:"consul" enum:"consul|local" doc:"Where messages rest: Consul, or one file of this process (one node only)."`
-	DataDir           string        `json:"dataDir" def:"~/.gatemesh/<gateway>" doc:"Directory of the local store; a leading ~ is the home directory."`
-	Consul            ConsulConfig  `json:"consul" doc:"How to reach Consul."`
-	Cluster           ClusterConfig `json:"cluster" doc:"What openclaw/cluster/ in the store says."`
-	AdvertiseURL      string        `json:"advertiseURL" doc:"URL by which other nodes reach this gateway (http, https, ws or wss). Empty: made of the address it listens on."`
-	HeartbeatInterval time.Duration `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
-	SessionTTL        time.Duration `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
-	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
-	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
-	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
-	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"8MiB" min:"1KiB" max:"16MiB" doc:"Largest payload of a message. Above 128KiB it lies in chunks beside its envelope."`
-	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
-	AckTimeout        time.Duration `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
-	ResultRetention   time.Duration `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
-	MaxInbox          int           `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
-	MaxWrites         int           `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
-	DeadRetention     time.Duration `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
-	Queues            []QueueConfig `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
-	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
-	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
+	Gateway           string         `json:"gateway" cfg:"id" def:"<host name>-gateway" doc:"This gateway's id: its name in the store. The name of a node runs once."`
+	Store             string         `json:"store" def:"consul" enum:"consul|local" doc:"Where messages rest: Consul, or one file of this process (one node only)."`
+	DataDir           string         `json:"dataDir" def:"~/.gatemesh/<gateway>" doc:"Directory of the local store; a leading ~ is the home directory."`
+	Consul            ConsulConfig   `json:"consul" doc:"How to reach Consul."`
+	Cluster           ClusterConfig  `json:"cluster" doc:"What openclaw/cluster/ in the store says."`
+	AdvertiseURL      string         `json:"advertiseURL" doc:"URL by which other nodes reach this gateway (http, https, ws or wss). Empty: made of the address it listens on."`
+	HeartbeatInterval time.Duration  `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
+	SessionTTL        time.Duration  `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
+	DefaultTTL        time.Duration  `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
+	MaxTTL            time.Duration  `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
+	DefaultMaxHops    int            `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
+	MaxPayload        ConfigBytes    `json:"maxPayload" cfg:"live" def:"8MiB" min:"1KiB" max:"16MiB" doc:"Largest payload of a message. Above 128KiB it lies in chunks beside its envelope."`
+	Retry             RetryConfig    `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
+	AckTimeout        time.Duration  `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
+	ResultRetention   time.Duration  `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
+	MaxInbox          int            `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
+	MaxWrites         int            `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
+	DeadRetention     time.Duration  `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
+	Queues            []QueueConfig  `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
+	Log               LogConfig      `json:"log" cfg:"live" doc:"Our log, on standard error."`
+	Service           ServiceConfig  `json:"service" doc:"The entry in Consul's catalog."`
+	Identity          IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
+	Trust             TrustConfig    `json:"trust" doc:"Whose signatures count."`
+}
+
+// IdentityConfig is the key that the gateway signs with.
+type IdentityConfig struct {
+	KeyFile string `json:"keyFile" doc:"File with this gateway's Ed25519 key (PKCS #8 as PEM, or its seed in base64), mode 0600. Empty: the key itself in GATEMESH_GATEWAY_KEY, else identity.key in mesh.dataDir, made on the first start."`
+}
+
+// TrustConfig is whose signatures count.
+type TrustConfig struct {
+	Mode         string   `json:"mode" def:"open" enum:"open|enforce" doc:"open: what is unsigned is taken until a trust set of a known operator was seen, from then on refused. enforce: refused from the start; nothing goes without a trust set."`
+	OperatorKeys []string `json:"operatorKeys" doc:"Public keys of the operators that may sign the first trust set (gatemesh trust init prints one). What was seen is kept in mesh.dataDir and counts from then on. Empty: that of the enrolment token, else the mesh stays open."`
+	EnrollToken  string   `json:"enrollToken" cfg:"secret" doc:"One-time token that lets this gateway join (gatemesh trust enroll makes it). Empty: GATEMESH_ENROLL_TOKEN, else the operator approves the request by its key."`
 }
 
 // ConsulConfig is how to reach Consul. What is empty comes from CONSUL_HTTP_ADDR,

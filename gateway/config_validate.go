@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 var cfgIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
@@ -173,6 +175,18 @@ func (v *configValidator) mesh() {
 	}
 	if m.Store == "local" && strings.HasPrefix(m.DataDir, "~") {
 		v.errorf("mesh.dataDir", "only a leading ~/ with a known home directory is expanded")
+	}
+	for i, text := range m.Trust.OperatorKeys {
+		if _, err := trust.ParsePublic(text); err != nil {
+			v.errorf(fmt.Sprintf("mesh.trust.operatorKeys[%d]", i), "%v (gatemesh trust init prints it)", err)
+		}
+	}
+	if m.Trust.EnrollToken != "" {
+		if t, err := trust.ParseToken(m.Trust.EnrollToken); err != nil {
+			v.errorf("mesh.trust.enrollToken", "%v", err)
+		} else if t.Gateway != m.Gateway {
+			v.errorf("mesh.trust.enrollToken", "is for the gateway %q; this one is %q", t.Gateway, m.Gateway)
+		}
 	}
 	if m.Service.Register && m.Service.Name == "" {
 		v.errorf("mesh.service.name", "is empty")

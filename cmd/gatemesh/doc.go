@@ -21,6 +21,9 @@
 //	GATEMESH_TOKEN          its token (--token), then OPENCLAW_GATEWAY_TOKEN
 //	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
 //	                        then ~/.openclaw/openclaw.json
+//	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file
+//	GATEMESH_ENROLL_TOKEN   the one-time token with which a gateway joins (mesh.trust.enrollToken)
+//	GATEMESH_OPERATOR_KEY_FILE  the operator's key (--operator-key), default ~/.config/gatemesh/operator.key
 //	CONSUL_*, NOMAD_*       as for their own tools: where the configuration says nothing
 //	GATEMESH_CONSUL_BIN     the Consul binary for demo --store consul
 //	NO_COLOR                no colours
@@ -69,6 +72,14 @@
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
 //	config show      the effective configuration, in the shape of the file
+//	trust list, init, approve, revoke, operator, publish, enroll
+//	                 {"mesh", "version", "issued_at", "signed_by": [ID], "operators": [KEY],
+//	                  "gateways": [{"gateway", "agents": [], "keys": [KEY]}],
+//	                  "revoked": [{"key", "gateway", "at"}]};
+//	                 KEY is {"key": ID, "public", "not_before"?, "not_after"?}
+//	trust enroll --new-token  {"gateway", "token", "expires", "agents": []}
+//	trust pending    [{"gateway", "key", "public", "agents": [], "at", "token": BOOL, "problem"?}]
+//	trust export     the signed set as it lies in the store
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
 //	version          {"version", "revision"?, "schema", "go", "platform"}
 //

@@ -54,6 +54,13 @@ func (a *Anchor) Set() *Set {
 	return a.set
 }
 
+// Signed is the newest set that was accepted, as it was signed, or nil.
+func (a *Anchor) Signed() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return bytes.Clone(a.raw)
+}
+
 // Pinned reports whether there is anything to go by: a set, or an operator that may sign one.
 func (a *Anchor) Pinned() bool {
 	a.mu.Lock()
@@ -95,7 +102,7 @@ func (a *Anchor) Accept(raw []byte) (*Set, error) {
 		return nil, refuse(Rollback, "", signer, "trust set %d, and %d was seen: somebody put an older or another one into the store", set.Version, a.set.Version)
 	}
 	if a.path != "" {
-		if err := replaceFile(a.path, raw); err != nil {
+		if err := WriteState(a.path, raw); err != nil {
 			return nil, fmt.Errorf("pin trust set %d: %w", set.Version, err)
 		}
 	}

@@ -174,8 +174,8 @@ func writeTemp(dir string, text []byte) (name string, err error) {
 	return f.Name(), nil
 }
 
-// replaceFile writes a file of mode 0600 whole or not at all.
-func replaceFile(path string, text []byte) error {
+// WriteState writes a file of mode 0600 to the disk, whole or not at all, in the place of one that may be there.
+func WriteState(path string, text []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

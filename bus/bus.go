@@ -121,6 +121,7 @@ type Bus struct {
 	elector  *elector
 	registry *registry
 	workers  *workers
+	packer   packer
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -150,6 +151,9 @@ func New(cfg Config) (*Bus, error) {
 	}
 	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
 		stopped: make(chan struct{}), fatal: make(chan error, 1)}
+	if b.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
 	b.session = newSession(b)
 	b.writer = newWriter(b)
 	b.outbox = newOutbox(b)

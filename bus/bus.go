@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Config of one gateway's end of the bus. Only Gateway and Store are required.
@@ -56,6 +57,12 @@ type Config struct {
 	DeadRetention time.Duration
 	// ResultRetention is how long answers to API questions are kept in the store. 0: 1 h.
 	ResultRetention time.Duration
+	// Signer signs what this gateway writes; nil: nothing is signed. Trust judges what others wrote; nil: everything is
+	// believed. Anchor keeps the trust set, which is then read from the store; JoinToken goes with the request to join.
+	Signer    *trust.Signer
+	Trust     *trust.Verifier
+	Anchor    *trust.Anchor
+	JoinToken *trust.Token
 	// DrainGrace is how long running handlers may go on when the bus stops. 0: 5 s.
 	DrainGrace time.Duration
 }
@@ -122,6 +129,7 @@ type Bus struct {
 	registry *registry
 	workers  *workers
 	packer   packer
+	refusals refusals
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -201,6 +209,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		b.kill()
 		return err
 	}
+	b.readTrust(ctx)
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
 	if err = b.outbox.prepare(ctx); err == nil {
 		err = b.elector.prime(ctx)
@@ -222,6 +231,9 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 			b.fatal <- err
 		}
 	})
+	if b.cfg.Anchor != nil {
+		b.run(func() { b.followTrust(b.loops) })
+	}
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })
@@ -253,7 +265,7 @@ func (b *Bus) Ready() error {
 	case !b.session.trusted():
 		return errors.New("no live session in the store yet")
 	}
-	return nil
+	return b.trusted()
 }
 
 // Stop hands everything over and ends: no new messages, running handlers get DrainGrace,

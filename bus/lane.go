@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // bellInline is the largest entry, in bytes, that travels inside its bell. It bounds what a
@@ -51,7 +53,11 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		return nil, fmt.Errorf("read bell of %s: %w", to, err)
 	}
 	whole := true
-	if err := l.adopt(p); err != nil {
+	if err := w.ownBell(to, p); err != nil {
+		// Somebody else wrote it. Nothing that it says is so, not even its number.
+		w.b.refuse(p.Key, p.Value, err, "@"+w.b.cfg.Gateway, to)
+		l.index, l.value, whole = p.ModifyIndex, p.Value, false
+	} else if err := l.adopt(p); err != nil {
 		// It is this gateway's own key, so nobody else will mend it.
 		w.b.log.Warn("a bell is not readable; writing a new one", "error", err)
 		l.index, l.value, whole = p.ModifyIndex, p.Value, false
@@ -74,7 +80,7 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		}
 	}
 	h, _, err := w.b.readHead(ctx, w.b.cfg.Gateway, to)
-	if errors.Is(err, errUnreadable) {
+	if refused := (*trust.Refusal)(nil); errors.Is(err, errUnreadable) || errors.As(err, &refused) {
 		w.b.log.Warn("sending on without knowing what was taken", "error", err)
 	} else if err != nil {
 		return nil, err
@@ -91,6 +97,16 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 	}
 	raise(&l.sent, l.count)
 	return l, nil
+}
+
+// ownBell says why a bell is not to be believed, if so. One that cannot be read is not judged.
+func (w *writer) ownBell(to string, p *Pair) error {
+	var bl bell
+	if !w.b.enforced() || p == nil || json.Unmarshal(p.Value, &bl) != nil {
+		return nil //nolint:nilerr // adopt says so
+	}
+	_, err := w.b.checkBell(w.b.cfg.Gateway, to, &bl)
+	return err
 }
 
 // adopt takes the bell over as the store has it.
@@ -135,7 +151,12 @@ func (b *Bus) readHead(ctx context.Context, from, agent string) (receiptHead, *P
 	if p == nil {
 		return h, nil, nil
 	}
-	if err := json.Unmarshal(p.Value, &h); err != nil {
+	body, err := b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+	if err != nil {
+		b.refuse(p.Key, p.Value, err, "@"+from, agent)
+		return h, p, fmt.Errorf("receipts %s: %w", p.Key, err)
+	}
+	if err := json.Unmarshal(body, &h); err != nil {
 		return receiptHead{}, p, fmt.Errorf("%w: receipts %s: %w; restore the key from a snapshot, or delete it (what was taken last may then be handled again)", errUnreadable, p.Key, err)
 	}
 	return h, p, nil

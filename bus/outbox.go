@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Outgoing is a message to be sent. To, From and Payload are required; the rest has
@@ -130,6 +131,9 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 	}
 	if b.stopping.Load() {
 		return nil, ErrStopped
+	}
+	if err := b.trusted(); err != nil {
+		return nil, err
 	}
 	for _, o := range outs {
 		if err := b.checkTarget(ctx, o.To); err != nil {
@@ -286,7 +290,15 @@ func (o *outbox) parse(p Pair) (agent string, h receiptHead, ok bool) {
 	if len(p.Key) <= len(prefix) || p.Key[:len(prefix)] != prefix {
 		return "", h, false
 	}
-	if err := json.Unmarshal(p.Value, &h); err != nil {
+	body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", p.Key[len(prefix):])
+	if err == nil && o.b.enforced() && json.Unmarshal(body, &h) == nil && h.Cursor < o.shared(p.Key[len(prefix):]).cursor.Load() {
+		err = &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", h.Cursor, o.shared(p.Key[len(prefix):]).cursor.Load())}
+	}
+	if err != nil {
+		o.b.refuse(p.Key, p.Value, err, "", p.Key[len(prefix):])
+		return "", receiptHead{}, false
+	}
+	if err := json.Unmarshal(body, &h); err != nil {
 		o.b.log.Warn("receipts are not readable; waiting for the next", "key", p.Key, "error", err)
 		return "", h, false
 	}
@@ -334,7 +346,14 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 		}
 		for i, p := range pairs {
 			var old receiptHead
-			if p.Key == "" || json.Unmarshal(p.Value, &old) != nil {
+			if p.Key == "" {
+				continue
+			}
+			body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+			if err != nil {
+				o.b.refuse(p.Key, p.Value, err, "", agent)
+			}
+			if err != nil || json.Unmarshal(body, &old) != nil {
 				continue
 			}
 			skip := 0

@@ -90,7 +90,7 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 		if strings.Contains(p.Key[len(prefix):], "/") {
 			continue
 		}
-		if rec, env, err := decodePending(&p); err == nil {
+		if rec, env, err := b.openPending(&p, queue); err == nil {
 			add(&env.Envelope, &rec.Delivery, rec.Run)
 		}
 	}

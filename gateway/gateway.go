@@ -32,6 +32,9 @@ type Deps struct {
 	Version string
 	// Listener is used instead of gateway.bind and gateway.port; Start takes it over.
 	Listener net.Listener
+	// StateDir is where the gateway keeps its key and the trust set that it has seen. Empty: nowhere, so it is somebody else
+	// after each start.
+	StateDir string
 	// FailFast makes Start fail when the store cannot be reached, instead of going on trying.
 	FailFast bool
 	// DrainGrace is how long handlers may go on when the gateway stops. 0: 5 s.
@@ -51,6 +54,9 @@ type Gateway struct {
 	hub      *hub
 	ids      idLocks
 	guard    *guard
+
+	// identity is nil until Start.
+	identity *identity
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -140,6 +146,12 @@ func (g *Gateway) Start(ctx context.Context) error {
 		g.mu.Unlock()
 		return errors.New("gateway was started or stopped before: make a new one")
 	}
+	id, err := openIdentity(g.start, g.deps.StateDir)
+	if err != nil {
+		g.mu.Unlock()
+		return err
+	}
+	g.identity = id
 	if err := g.listen(ctx); err != nil {
 		g.mu.Unlock()
 		return err
@@ -150,7 +162,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	g.wg.Add(1)
 	g.mu.Unlock()
 
-	err := g.begin(ctx)
+	err = g.begin(ctx)
 	g.wg.Done()
 	if err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), failTimeout)
@@ -163,7 +175,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
-		"agents", strings.Join(agents, ","), "version", g.deps.Version, "token", g.guard.required())
+		"agents", strings.Join(agents, ","), "version", g.deps.Version, "token", g.guard.required(), "key", g.identity.signer.Key.ID(), "trust", g.identity.describe())
 	return nil
 }
 

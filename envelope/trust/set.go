@@ -248,7 +248,20 @@ func (s *Set) MayHost(gateway, agent string) bool {
 	case s.Member(agent) != nil:
 		return false // the inbox of another gateway is that one's alone
 	}
+	return m.fits(agent)
+}
+
+func (m *Member) fits(agent string) bool {
 	return slices.ContainsFunc(m.Agents, func(p string) bool { ok, _ := path.Match(p, agent); return ok })
+}
+
+// MaySend reports whether a gateway may send as an agent: as those that it may host, and under names that nobody may host
+// (people, clients of its API).
+func (s *Set) MaySend(gateway, agent string) bool {
+	if s.MayHost(gateway, agent) {
+		return true
+	}
+	return s.Member(gateway) != nil && s.Member(agent) == nil && !slices.ContainsFunc(s.Gateways, func(m Member) bool { return m.fits(agent) })
 }
 
 // Put adds a gateway, or a key to one that is there, and sorts.

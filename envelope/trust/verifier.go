@@ -13,7 +13,6 @@ import (
 type Verifier struct {
 	mesh    string
 	enforce bool
-	now     func() time.Time
 	view    atomic.Pointer[view]
 }
 
@@ -32,14 +31,17 @@ type heldKey struct {
 	notAfter  time.Time // zero: without end
 }
 
+// Slack is how far the clocks of gateways and operator may stand apart at the ends of a key's life. Nothing else is judged by
+// a stamp's moment: ownership and order know no wall clock.
+const Slack = 5 * time.Minute
+
+func (k *heldKey) validAt(at time.Time) bool {
+	return !at.Before(k.notBefore.Add(-Slack)) && (k.notAfter.IsZero() || !at.After(k.notAfter.Add(Slack)))
+}
+
 // NewVerifier makes a verifier of a mesh that knows no set yet. Until it does, everything is accepted, or with enforce
 // nothing is.
-func NewVerifier(mesh string, enforce bool, now func() time.Time) *Verifier {
-	if now == nil {
-		now = time.Now
-	}
-	return &Verifier{mesh: mesh, enforce: enforce, now: now}
-}
+func NewVerifier(mesh string, enforce bool) *Verifier { return &Verifier{mesh: mesh, enforce: enforce} }
 
 // Use makes a set the one that answers come from; from then on signatures are enforced.
 func (v *Verifier) Use(s *Set) {
@@ -97,10 +99,8 @@ func (v *Verifier) key(st *Stamp) (*heldKey, *view, error) {
 		return nil, w, refuse(UnknownKey, st.Gateway, st.Key, "trust set %d has no such key", w.set.Version)
 	case k.gateway != st.Gateway:
 		return nil, w, refuse(WrongGateway, k.gateway, st.Key, "the key of %s was used as if it were %s's", k.gateway, st.Gateway)
-	case st.At.Before(k.notBefore.Add(-envelope.DefaultSkew)) || !k.notAfter.IsZero() && st.At.After(k.notAfter.Add(envelope.DefaultSkew)):
+	case !k.validAt(st.At.Time):
 		return nil, w, refuse(OutOfTime, st.Gateway, st.Key, "signed at %s, when the key was not valid", st.At.Format(time.RFC3339))
-	case st.At.After(v.now().Add(envelope.DefaultSkew)):
-		return nil, w, refuse(OutOfTime, st.Gateway, st.Key, "signed at %s, which is still to come", st.At.Format(time.RFC3339))
 	}
 	return k, w, nil
 }
@@ -163,7 +163,22 @@ func (v *Verifier) Proof(p *Proof, canonical []byte, by string) error {
 	return w.speaks(st, by, "")
 }
 
-// MayHost reports whether a gateway may host an agent, and send as it.
+// Speaks says why what the signer signs now would be refused, or nil.
+func (v *Verifier) Speaks(s *Signer, now time.Time) error {
+	_, _, err := v.key(&Stamp{Mesh: s.Mesh, Gateway: s.Gateway, Key: s.Key.id, At: envelope.At(now)})
+	return err
+}
+
+// MaySend reports whether a gateway may send as an agent.
+func (v *Verifier) MaySend(gateway, agent string) bool {
+	w := v.view.Load()
+	if w == nil {
+		return !v.enforce
+	}
+	return w.set.MaySend(gateway, agent)
+}
+
+// MayHost reports whether a gateway may host an agent.
 func (v *Verifier) MayHost(gateway, agent string) bool {
 	w := v.view.Load()
 	if w == nil {

@@ -1,0 +1,92 @@
+package gateway
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"path/filepath"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
+)
+
+// The files of a gateway's state directory.
+const (
+	identityFile = "identity.key"
+	pinFile      = "trust-set.json"
+)
+
+// identity is who this gateway is, and whom it believes.
+type identity struct {
+	signer   *trust.Signer
+	anchor   *trust.Anchor
+	verifier *trust.Verifier
+	// token shows the operator who asks to join; nil: he compares keys.
+	token *trust.Token
+}
+
+// openIdentity reads the key (or makes it, on the first start) and what was pinned. Without a directory for state, the
+// key lives as long as the process.
+func openIdentity(cfg *Config, dir string) (*identity, error) {
+	key, err := gatewayKey(cfg, dir)
+	if err != nil {
+		return nil, fmt.Errorf("this gateway's key (mesh.identity): %w", err)
+	}
+	mesh := cfg.Mesh.Cluster.ID
+	id := &identity{signer: &trust.Signer{Mesh: mesh, Gateway: cfg.Mesh.Gateway, Key: key}}
+	var operators []ed25519.PublicKey
+	for _, text := range cfg.Mesh.Trust.OperatorKeys {
+		public, err := trust.ParsePublic(text)
+		if err != nil {
+			return nil, fmt.Errorf("mesh.trust.operatorKeys: %w", err)
+		}
+		operators = append(operators, public)
+	}
+	if text := cfg.Mesh.Trust.EnrollToken; text != "" {
+		if id.token, err = trust.ParseToken(text); err != nil {
+			return nil, fmt.Errorf("mesh.trust.enrollToken: %w", err)
+		}
+		operators = append(operators, id.token.Operator)
+	}
+	pin := ""
+	if dir != "" {
+		pin = filepath.Join(dir, pinFile)
+	}
+	if id.anchor, err = trust.OpenAnchor(pin, mesh, operators); err != nil {
+		return nil, err
+	}
+	id.verifier = trust.NewVerifier(mesh, cfg.Mesh.Trust.Mode == "enforce")
+	if set := id.anchor.Set(); set != nil {
+		id.verifier.Use(set)
+	}
+	return id, nil
+}
+
+func gatewayKey(cfg *Config, dir string) (*trust.Key, error) {
+	if path := cfg.Mesh.Identity.KeyFile; path != "" {
+		return trust.LoadKey(path)
+	}
+	if text, _ := cfg.source.env(keyVariable); text != "" {
+		key, err := trust.ParseKey([]byte(text))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", keyVariable, err)
+		}
+		return key, nil
+	}
+	if dir == "" {
+		return trust.NewKey(), nil
+	}
+	key, _, err := trust.LoadOrMakeKey(filepath.Join(dir, identityFile))
+	return key, err
+}
+
+// describe says in a few words what is believed.
+func (id *identity) describe() string {
+	switch set := id.verifier.Set(); {
+	case set != nil:
+		return fmt.Sprintf("enforced, trust set %d", set.Version)
+	case id.verifier.Enforced():
+		return "enforced, no trust set yet"
+	case id.anchor.Pinned():
+		return "open until the operator's trust set is seen"
+	}
+	return "open: whoever can write the store is believed"
+}

@@ -71,6 +71,7 @@ type MeshConfig struct {
 	Service           ServiceConfig  `json:"service" doc:"The entry in Consul's catalog."`
 	Identity          IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
 	Trust             TrustConfig    `json:"trust" doc:"Whose signatures count."`
+	Audit             AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
 }
 
 // IdentityConfig is the key that the gateway signs with.

@@ -7,7 +7,7 @@ import (
 	"github.com/gatemesh/gatemesh/bus"
 )
 
-// observe is the one path of events: metrics, log, stream. It is called from the bus's own
+// observe is the one path of events: metrics, log, stream, audit log. It is called from the bus's own
 // goroutines and does not wait for anybody. b may be nil.
 func (g *Gateway) observe(b *bus.Bus, ev bus.Event) {
 	if ev.Event == bus.EventReplied && b != nil {
@@ -19,6 +19,7 @@ func (g *Gateway) observe(b *bus.Bus, ev bus.Event) {
 	g.metrics.observe(ev)
 	g.logEvent(ev)
 	g.hub.publish(ev)
+	g.audit.event(ev)
 }
 
 // maxEventText bounds the text of an event, in bytes.

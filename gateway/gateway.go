@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -55,8 +56,9 @@ type Gateway struct {
 	ids      idLocks
 	guard    *guard
 
-	// identity is nil until Start.
+	// identity is nil until Start; audit too, and then nil when there is none.
 	identity *identity
+	audit    *auditLog
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -155,6 +157,13 @@ func (g *Gateway) Start(ctx context.Context) error {
 	if err := g.listen(ctx); err != nil {
 		g.mu.Unlock()
 		return err
+	}
+	if c := g.start.Mesh.Audit; c.Enabled && g.deps.StateDir != "" {
+		if g.audit, err = openAudit(filepath.Join(g.deps.StateDir, AuditDir), int64(c.MaxSize), id.signer, g.deps.Version, g.log.Named("audit")); err != nil {
+			g.mu.Unlock()
+			return errors.Join(err, g.listener.Close())
+		}
+		g.steps = append(g.steps, step{"audit log", g.audit.stop}) // the last to end
 	}
 	g.started, g.began = true, time.Now()
 	g.serve()

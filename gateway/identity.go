@@ -2,17 +2,37 @@ package gateway
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// The files of a gateway's state directory.
+// What lies in a gateway's state directory (mesh.dataDir).
 const (
-	identityFile = "identity.key"
+	IdentityFile = "identity.key"
 	pinFile      = "trust-set.json"
+	AuditDir     = "audit"
 )
+
+// PinnedSet reads the newest trust set that a gateway has accepted, from its state directory; nil when there is none.
+func PinnedSet(dir string) (*trust.Set, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, pinFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pinned trust set: %w", err)
+	}
+	set, _, err := trust.DecodeSet(raw)
+	if err != nil {
+		return nil, fmt.Errorf("pinned trust set: %w", err)
+	}
+	return set, nil
+}
 
 // identity is who this gateway is, and whom it believes.
 type identity struct {
@@ -74,7 +94,7 @@ func gatewayKey(cfg *Config, dir string) (*trust.Key, error) {
 	if dir == "" {
 		return trust.NewKey(), nil
 	}
-	key, _, err := trust.LoadOrMakeKey(filepath.Join(dir, identityFile))
+	key, _, err := trust.LoadOrMakeKey(filepath.Join(dir, IdentityFile))
 	return key, err
 }
 

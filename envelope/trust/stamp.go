@@ -25,6 +25,7 @@ const (
 	KindSet      Kind = "trust-set"    // a trust set; an operator's
 	KindJoin     Kind = "join-request" // that a gateway wants to join
 	KindPolicy   Kind = "policy"       // who may ask what of whom; an operator's
+	KindAudit    Kind = "audit"        // that a log of what happened is whole up to here
 )
 
 // A Stamp is a signature and what must be known to check it.

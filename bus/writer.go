@@ -35,6 +35,8 @@ type unit struct {
 	sweep  string
 	load   bool
 	beyond []uint64
+	// mend names a lane whose bell is to be put back if it is not what this gateway wrote.
+	mend string
 
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.

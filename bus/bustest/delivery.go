@@ -22,7 +22,12 @@ const longest = 30 * time.Second
 // Delivery is the contract of delivery and ownership over a Store: it runs on every
 // implementation. open returns a new client of one and the same store at each call; the
 // suite uses names of its own in every subtest, so the store may be shared.
-func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
+func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) { deliver(t, open, false) }
+
+// SignedDelivery is Delivery in a mesh whose gateways sign, and believe nothing else.
+func SignedDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) { deliver(t, open, true) }
+
+func deliver(t *testing.T, open func(t *testing.T) func() bus.Store, signed bool) {
 	for _, tc := range []struct {
 		name string
 		run  func(*world)
@@ -61,6 +66,9 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
 			_, w.slow = w.open().(bus.Registrar)
+			if signed {
+				w.trust = newTrusted(w.tag)
+			}
 			tc.run(w)
 		})
 	}

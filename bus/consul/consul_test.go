@@ -65,6 +65,11 @@ func TestOneServer(t *testing.T) {
 			return func() bus.Store { return open(t, Options{Address: c.Addr(0)}) }
 		})
 	})
+	t.Run("SignedDelivery", func(t *testing.T) {
+		bustest.SignedDelivery(t, func(t *testing.T) func() bus.Store {
+			return func() bus.Store { return open(t, Options{Address: c.Addr(0)}) }
+		})
+	})
 }
 
 // testTransactions: a Pair for every op, whatever the mix, also for the verbs to

@@ -78,7 +78,7 @@ func (g *Gateway) patient(w http.ResponseWriter, r *http.Request, wait time.Dura
 // postMessage is POST /v1/messages.
 func (g *Gateway) postMessage(w http.ResponseWriter, r *http.Request) error {
 	var req SendRequest
-	if err := decodeBody(w, r, &req); err != nil {
+	if err := decodeBody(r, &req); err != nil {
 		return err
 	}
 	wait, err := parseWaiting(req.Wait, req.Timeout)

@@ -45,9 +45,12 @@ func (c *Config) Normalize() {
 	}
 	if auth.Mode == "" {
 		auth.Mode = "none"
-		if auth.Token != "" {
+		if auth.Token != "" || len(auth.Tokens) > 0 {
 			auth.Mode = "token"
 		}
+	}
+	for _, path := range []*string{&c.Gateway.TLS.CertPath, &c.Gateway.TLS.KeyPath} {
+		*path = cfgExpandHome(*path, c.source.env)
 	}
 	c.normalizeAgents()
 	c.normalizeQueues()

@@ -60,7 +60,7 @@ func TestStream(t *testing.T) {
 
 // hubEvents is what a client gets at once that asks for so many.
 func (n *node) hubEvents(replay int) []StreamEvent {
-	c, old, ok := n.hub.join("", replay)
+	c, old, ok := n.hub.join(anyone, "", replay)
 	if !ok {
 		return nil
 	}
@@ -73,7 +73,7 @@ func TestStreamRing(t *testing.T) {
 	for range ringEvents + 10 {
 		h.publish(bus.Event{Event: bus.EventQueued})
 	}
-	c, old, _ := h.join("", ringEvents)
+	c, old, _ := h.join(anyone, "", ringEvents)
 	h.leave(c)
 	if len(old) != ringEvents || old[0].Seq != 11 || old[len(old)-1].Seq != ringEvents+10 {
 		t.Errorf("%d events from %d to %d", len(old), old[0].Seq, old[len(old)-1].Seq)

@@ -120,7 +120,7 @@ type GatewayConfig struct {
 // AuthConfig is who may use the API.
 type AuthConfig struct {
 	Mode      string          `json:"mode" enum:"|token|none" doc:"token or none. Empty: token when one is known, else none."`
-	Token     string          `json:"token" cfg:"secret" doc:"Bearer token with the role operate. Empty: OPENCLAW_GATEWAY_TOKEN, then GATEMESH_TOKEN."`
+	Token     string          `json:"token" cfg:"secret" doc:"Bearer token with the role operate. Empty, and no tokens: OPENCLAW_GATEWAY_TOKEN, then GATEMESH_TOKEN."`
 	Tokens    []TokenConfig   `json:"tokens" doc:"More tokens, by their hashes; gatemesh token create makes one. Two entries at a time let one be replaced without a gap."`
 	RateLimit RateLimitConfig `json:"rateLimit" doc:"What becomes of an address that is refused again and again."`
 	_         struct{}        `accept:"password allowTailscale trustedProxy"`

@@ -230,6 +230,12 @@ func TestConfigDefaults(t *testing.T) {
 	if !reflect.DeepEqual(parsed.Mesh, cfg.Mesh) || !reflect.DeepEqual(parsed.Gateway, cfg.Gateway) {
 		t.Errorf("{} differs from DefaultConfig: %+v", parsed)
 	}
+	// A client's variable does not come in beside the tokens of a file.
+	listed := mustParseConfig(t, `{ gateway: { auth: { tokens: [{ name: "ci", role: "read", sha256: "`+strings.Repeat("ab", 32)+`" }] } } }`, "GATEMESH_TOKEN=from-env")
+	listed.Normalize()
+	if a := listed.Gateway.Auth; a.Token != "" || a.Mode != "token" {
+		t.Errorf("beside a list: %+v", a)
+	}
 	// Made by hand, zeros that can be meant stay.
 	hand := &Config{Mesh: MeshConfig{Gateway: "a-gateway", AckTimeout: time.Second}, Agents: AgentsConfig{List: []AgentConfig{{ID: "x"}}}}
 	hand.Normalize()

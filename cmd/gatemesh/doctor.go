@@ -120,6 +120,9 @@ func (d *doctor) config(flag string) {
 		return
 	}
 	d.file, d.cfg = path, cfg
+	for _, w := range cfg.Warnings() {
+		d.warn(w.Path, w.Message, "edit "+path+"; a running gateway takes it up, gateway.bind and gateway.tls with a restart")
+	}
 	bad := 0
 	for _, w := range warnings {
 		if w.Severity == gateway.SeverityWarning {

@@ -188,14 +188,42 @@ func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
 	// A reload that came in between has looked for this client before it was there.
 	g.hub.revoke(g.guard.Load().holds)
 	// checkListener has looked at the origin.
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}, InsecureSkipVerify: true})
-	if err != nil {
-		g.log.Debug("stream refused", "error", err)
-		return nil // Accept has answered
+	hs := &handshake{ResponseWriter: w}
+	conn, err := websocket.Accept(hs, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}, InsecureSkipVerify: true})
+	switch {
+	case err == nil:
+	case hs.code != 0:
+		return &APIError{status: hs.code, Code: CodeInvalid, Message: "not a WebSocket's handshake: connect with ws:// or wss://"}
+	default:
+		return nil // the client is gone
 	}
 	g.stream(conn, c, old)
 	return nil
 }
+
+// handshake keeps the answer of a handshake that failed to itself: it quotes what the client sent.
+type handshake struct {
+	http.ResponseWriter
+	code int // of the failure
+}
+
+func (h *handshake) WriteHeader(code int) {
+	if code != http.StatusSwitchingProtocols {
+		h.code = code
+		return
+	}
+	h.ResponseWriter.WriteHeader(code)
+}
+
+func (h *handshake) Write(b []byte) (int, error) {
+	if h.code != 0 {
+		return len(b), nil
+	}
+	return h.ResponseWriter.Write(b)
+}
+
+// Unwrap lets the upgrade through.
+func (h *handshake) Unwrap() http.ResponseWriter { return h.ResponseWriter }
 
 // stream writes until the client leaves or is sent away.
 func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEvent) {

@@ -172,6 +172,15 @@ func TestStreamRefuses(t *testing.T) {
 			t.Errorf("%s: a client that talks sees %v", name, err)
 		}
 	}
+	// What is wrong with a handshake is said in our form, without what the client sent.
+	r := n.do(http.MethodGet, "/v1/events", "", func(r *http.Request) {
+		for k, v := range map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "a-token-that-slipped"} {
+			r.Header.Set(k, v)
+		}
+	})
+	if e := r.err(t); r.status != http.StatusBadRequest || e.Code != CodeInvalid || strings.Contains(string(r.body)+n.log.String(), "slipped") {
+		t.Errorf("a bad handshake: %d %s", r.status, r.body)
+	}
 	if r := n.do(http.MethodGet, "/v1/events", ""); r.status != http.StatusBadRequest {
 		t.Errorf("plain GET: %d", r.status)
 	}

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -174,6 +176,25 @@ func TestTokenRotation(t *testing.T) {
 	}
 	if err := goodbye(t, anybody); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
 		t.Errorf("the stream of anybody: %v", err)
+	}
+}
+
+// A stream that was let in while its token was taken away is closed as well: the reload looked for it before it
+// was there.
+func TestStreamOfATokenThatWentMeanwhile(t *testing.T) {
+	c, _ := tokenOf(t, "ci", "read")
+	n := startNode(t, withTokens(t, c), Deps{Store: newStore(t)})
+	ghost := &caller{name: "gone", role: roleRead, hash: hashOf("gone")}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = n.getEvents(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, ghost)))
+	}))
+	defer s.Close()
+	conn, _, err := websocket.Dial(within(t), s.URL, &websocket.DialOptions{HTTPClient: n.client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := goodbye(t, conn); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
+		t.Errorf("the stream: %v", err)
 	}
 }
 

@@ -17,6 +17,9 @@ func (v *configValidator) tokens() {
 	if strings.ContainsFunc(auth.Token, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 		v.errorf("gateway.auth.token", "holds white space, which no HTTP header can carry (a line feed at its end?)")
 	}
+	if len(auth.Token) > maxToken {
+		v.errorf("gateway.auth.token", "%d characters, at most %d are looked at", len(auth.Token), maxToken)
+	}
 	for i, t := range auth.Tokens {
 		path := fmt.Sprintf("gateway.auth.tokens[%d]", i)
 		before := auth.Tokens[:i]

@@ -73,19 +73,27 @@ func TestDefaultLimits(t *testing.T) {
 
 // What a client does too slowly, or too much of, ends its connection and nobody else's.
 func TestLimits(t *testing.T) {
-	n := newNode(t, parseNode(t, "lone", nil, "secret-of-this-test", echoAgent("bobby")), Deps{Store: newStore(t)})
-	n.limits.header, n.limits.request, n.limits.idle = 300*time.Millisecond, 600*time.Millisecond, 300*time.Millisecond
-	if err := n.Start(within(t)); err != nil {
-		t.Fatal(err)
+	start := func(l limits) *node {
+		t.Helper()
+		n := newNode(t, parseNode(t, "lone", nil, "secret-of-this-test", echoAgent("bobby")), Deps{Store: newStore(t)})
+		n.limits = l
+		if err := n.Start(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		n.waitAgent("bobby", "lone")
+		return n
 	}
-	n.waitAgent("bobby", "lone")
+	const short, long = 300 * time.Millisecond, time.Hour
 	const host = "Host: 127.0.0.1\r\nAuthorization: Bearer secret-of-this-test\r\n"
 	post := "POST /v1/messages HTTP/1.1\r\n" + host + "Content-Type: application/json\r\n"
 
-	// Slow, from the first byte on.
+	// Slow, from the first byte on. Each of the limits alone.
+	n := start(limits{header: short, request: long, idle: long, headerBytes: defaultLimits.headerBytes})
 	n.raw().closed()
 	n.raw().say("GET /v1/agents HTTP/1.1\r\nHost: 127").closed()
+	n = start(limits{header: long, request: short, idle: long, headerBytes: defaultLimits.headerBytes})
 	n.raw().say(post + "Content-Length: 100\r\n\r\n{\"to\":").closed()
+	n = start(limits{header: long, request: long, idle: short, headerBytes: defaultLimits.headerBytes})
 	idle := n.raw().say("GET /health HTTP/1.1\r\n" + host + "\r\n")
 	if got := idle.answer(); got != http.StatusOK {
 		t.Errorf("before it idles: %d", got)
@@ -93,6 +101,7 @@ func TestLimits(t *testing.T) {
 	idle.closed()
 
 	// Too much.
+	n = start(defaultLimits)
 	for what, tc := range map[string]struct {
 		say  string
 		want int
@@ -102,7 +111,7 @@ func TestLimits(t *testing.T) {
 		"path":              {"GET /" + strings.Repeat("x", 80<<10) + " HTTP/1.1\r\n" + host, http.StatusRequestHeaderFieldsTooLarge},
 		"body, declared":    {post + "Content-Length: 1099511627776\r\n\r\n", http.StatusRequestEntityTooLarge},
 		"body of an order":  {strings.Replace(post, "messages", "deadletters/purge", 1) + fmt.Sprintf("Content-Length: %d\r\n\r\n", MaxOrderBytes+1), http.StatusRequestEntityTooLarge},
-		"body where none":   {"GET /v1/agents HTTP/1.1\r\n" + host + "Content-Length: 1\r\n\r\n", http.StatusRequestEntityTooLarge},
+		"body where none":   {"GET /v1/agents HTTP/1.1\r\n" + host + "Content-Length: 1\r\n\r\nx", http.StatusRequestEntityTooLarge},
 		"body, no token":    {strings.Replace(post, "secret-of", "wrong-one", 1) + "Content-Length: 1099511627776\r\n\r\n", http.StatusRequestEntityTooLarge},
 		"body, no path":     {strings.Replace(post, "messages", "nothing", 1) + "Content-Length: 1099511627776\r\n\r\n", http.StatusRequestEntityTooLarge},
 		"token":             {"GET /v1/agents HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + strings.Repeat("x", maxToken+1) + "\r\n\r\n", http.StatusUnauthorized},

@@ -43,7 +43,7 @@ func (c canary) forms() []string {
 	b := []byte(c.text)
 	h := sha256.Sum256(b)
 	return []string{
-		c.text, url.QueryEscape(c.text), hex.EncodeToString(b), hex.EncodeToString(h[:]),
+		strings.TrimPrefix(c.text, "gmt_"), url.QueryEscape(c.text), hex.EncodeToString(b), hex.EncodeToString(h[:]),
 		strings.TrimRight(base64.StdEncoding.EncodeToString(b), "="), base64.RawURLEncoding.EncodeToString(b),
 		base64.RawStdEncoding.EncodeToString([]byte("user:" + c.text)), // as Basic authentication has it
 	}

@@ -62,7 +62,7 @@ func (g *Gateway) handler() http.Handler {
 		c, err := g.check(rec, r, rt)
 		switch {
 		case err != nil:
-			g.denied(r, err)
+			g.denied(r, c, err)
 			g.writeError(rec, r, err)
 		case !known:
 			g.noRoute(rec, r, h)
@@ -103,15 +103,19 @@ func (g *Gateway) check(w *recorder, r *http.Request, rt route) (*caller, *APIEr
 	return c, err
 }
 
-// denied tells operators of a refusal. Nothing that the client wrote is logged but where it calls from: it
-// may have put a token anywhere.
-func (g *Gateway) denied(r *http.Request, e *APIError) {
+// denied tells operators of a refusal; c may be nil. Nothing that the client wrote is logged, only where it calls
+// from: it may have put a token anywhere.
+func (g *Gateway) denied(r *http.Request, c *caller, e *APIError) {
 	g.metrics.denied.WithLabelValues(e.denied).Inc()
 	level := hclog.Debug // there can be any number of them
 	if e.denied == deniedToken || e.denied == deniedExpired || e.denied == deniedRole {
 		level = hclog.Warn
 	}
-	g.log.Log(level, "request refused", "why", e.denied, "remote", r.RemoteAddr, "route", r.Pattern, "status", e.status)
+	who := "?"
+	if c != nil {
+		who = c.name
+	}
+	g.log.Log(level, "request refused", "why", e.denied, "caller", who, "remote", r.RemoteAddr, "route", r.Pattern, "status", e.status)
 }
 
 // callerKey is where a request's context has its *caller.

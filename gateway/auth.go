@@ -97,7 +97,8 @@ func (g *guard) holds(c *caller) bool {
 }
 
 // admit says who calls, or refuses: too many refused requests from there (429), no token of ours (401), a role
-// that is not enough (403), too many requests of this token (429).
+// that is not enough (403), too many requests of this token (429). Whose token was refused it says too, where
+// that is known.
 //
 // How often an address may try is asked before its token is looked at, except for tokens that cannot be guessed:
 // no limit makes those safer, and with one anybody behind the same address (another user of this machine, all
@@ -140,13 +141,13 @@ func (g *Gateway) admit(r *http.Request, need role) (*caller, *APIError) {
 	case c == nil:
 		return nil, refuse(http.StatusUnauthorized, CodeUnauthorized, deniedToken, "the token is not this gateway's (gateway.auth)")
 	case c.expired(now):
-		return nil, refuse(http.StatusUnauthorized, CodeUnauthorized, deniedExpired, "the token "+c.name+" has expired: ask for its successor")
+		return c, refuse(http.StatusUnauthorized, CodeUnauthorized, deniedExpired, "the token "+c.name+" has expired: ask for its successor")
 	case !c.role.may(need):
-		return nil, refuse(http.StatusForbidden, CodeRole, deniedRole, fmt.Sprintf("this needs the role %s, and the token %s has the role %s", need, c.name, c.role))
+		return c, refuse(http.StatusForbidden, CodeRole, deniedRole, fmt.Sprintf("this needs the role %s, and the token %s has the role %s", need, c.name, c.role))
 	case c.limit != nil && !c.limit.AllowN(now, 1):
 		e := refuse(http.StatusTooManyRequests, CodeRateLimited, deniedRate, fmt.Sprintf("the token %s may make %g requests a second", c.name, float64(c.limit.Limit())))
 		e.retry = time.Second
-		return nil, e
+		return c, e
 	}
 	return c, nil
 }

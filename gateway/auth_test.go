@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -176,6 +177,64 @@ func TestTokenRotation(t *testing.T) {
 	}
 	if err := goodbye(t, anybody); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
 		t.Errorf("the stream of anybody: %v", err)
+	}
+}
+
+// The drill: while clients send without a pause, every token is replaced twice. Nothing legitimate is refused, and
+// the old tokens are dead.
+func TestTokenRotationUnderLoad(t *testing.T) {
+	const clients = 4
+	c, token := tokenOf(t, "gen-0", "send")
+	n := startNode(t, withTokens(t, c), Deps{Store: newStore(t)})
+	var holding sync.RWMutex // a client holds it while it uses the token
+	stop, answered := make(chan struct{}), make(chan struct{}, clients)
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for {
+				holding.RLock()
+				r := n.do(http.MethodPost, "/v1/messages", `{"to":"bobby","text":"x"}`, bearer(token))
+				holding.RUnlock()
+				if r.status != http.StatusAccepted {
+					t.Errorf("refused: %d %s", r.status, r.body)
+				}
+				select {
+				case answered <- struct{}{}:
+				case <-stop:
+					return
+				}
+			}
+		})
+	}
+	load := func() {
+		for range 5 * clients {
+			await(t, answered, "a request")
+		}
+	}
+	var dead []string
+	for gen := 1; gen <= 2; gen++ {
+		next, nextToken := tokenOf(t, fmt.Sprint("gen-", gen), "send")
+		load()
+		if _, _, err := n.Reload(withTokens(t, c, next)); err != nil {
+			t.Fatal(err)
+		}
+		load()
+		holding.Lock()
+		dead = append(dead, token)
+		token = nextToken
+		holding.Unlock()
+		if _, _, err := n.Reload(withTokens(t, next)); err != nil {
+			t.Fatal(err)
+		}
+		load()
+		c = next
+	}
+	close(stop)
+	wg.Wait()
+	for _, token := range dead {
+		if r := n.do(http.MethodGet, "/v1/status", "", bearer(token)); r.status != http.StatusUnauthorized {
+			t.Errorf("an old token: %d", r.status)
+		}
 	}
 }
 

@@ -171,11 +171,11 @@ func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get("Upgrade") == "" {
 		return badRequest("", "this is a WebSocket: connect with ws:// or wss://")
 	}
+	who := callerOf(r)
 	if e := g.guard.Load().checkListener(r); e != nil {
-		g.denied(r, e)
+		g.denied(r, who, e)
 		return e
 	}
-	who := callerOf(r)
 	// Joined first: whoever knows that the stream is open misses nothing that they cause.
 	c, old, ok := g.hub.join(who, message, replay)
 	switch {

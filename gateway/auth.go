@@ -234,7 +234,8 @@ func givenToken(r *http.Request) (string, bool) {
 				continue
 			}
 			token, err := base64.RawURLEncoding.DecodeString(coded)
-			return string(token), err == nil
+			// One spelling alone: decoding passes over line breaks and left-over bits.
+			return string(token), err == nil && base64.RawURLEncoding.EncodeToString(token) == coded
 		}
 	}
 	return "", false

@@ -84,6 +84,9 @@ func (c *Config) Warnings() []Warning {
 	if !g.TLS.Enabled && (g.TLS.CertPath != "" || g.TLS.KeyPath != "") {
 		v.errorf("gateway.tls", "there is a certificate, but TLS is off: set gateway.tls.enabled")
 	}
+	if g.Auth.Mode == "none" && len(g.Auth.Tokens) > 0 {
+		v.errorf("gateway.auth.mode", "there are tokens, but \"none\" lets everybody on this machine in without")
+	}
 	if t := g.Auth.Token; g.Auth.Mode == "token" && t != "" && guessable(t) {
 		v.errorf("gateway.auth.token", "%d characters can be guessed: make one with gatemesh token create", len(t))
 	}

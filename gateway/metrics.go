@@ -14,8 +14,12 @@ import (
 	"github.com/gatemesh/gatemesh/bus"
 )
 
-// scrapeTimeout bounds what a scrape asks the store.
-const scrapeTimeout = 2 * time.Second
+const (
+	// scrapeTimeout bounds what a scrape asks the store.
+	scrapeTimeout = 2 * time.Second
+	// maxScrapes bounds the scrapes at a time; further ones are answered 503.
+	maxScrapes = 4
+)
 
 // eventNames are the values of the label event; what is not here counts as "other".
 var eventNames = []string{
@@ -153,7 +157,8 @@ func (m *metrics) request(route string, code int, took time.Duration) {
 }
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	// Anybody may ask, and each answer reads from the store.
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
 // scraped is what is looked up when somebody asks.

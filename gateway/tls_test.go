@@ -172,7 +172,9 @@ func TestConfigWarnings(t *testing.T) {
 			`c.json5:1:20: gateway.bind: "lan" without TLS: tokens and messages cross the network readable; set gateway.tls, or stay on loopback behind a proxy or Tailscale Serve that has it`},
 		"open with TLS": {`{ gateway: { bind: "lan", auth: { token: "` + strong + `" }, tls: { enabled: true, certPath: "a", keyPath: "b" } } }`, ""},
 		"off":           {`{ gateway: { tls: { certPath: "a", keyPath: "b" } } }`, `c.json5:1:19: gateway.tls: there is a certificate, but TLS is off: set gateway.tls.enabled`},
-		"short":         {`{ gateway: { auth: { token: "hunter2" } } }`, `c.json5:1:29: gateway.auth.token: 7 characters can be guessed: make one with gatemesh token create`},
+		"tokens for nobody": {`{ gateway: { auth: { mode: "none", tokens: [{ name: "ci", role: "read", sha256: "` + strong + strong + `" }] } } }`,
+			`c.json5:1:28: gateway.auth.mode: there are tokens, but "none" lets everybody on this machine in without`},
+		"short": {`{ gateway: { auth: { token: "hunter2" } } }`, `c.json5:1:29: gateway.auth.token: 7 characters can be guessed: make one with gatemesh token create`},
 	} {
 		cfg := mustParseConfig(t, tc.doc)
 		cfg.Normalize()

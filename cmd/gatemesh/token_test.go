@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -180,6 +181,38 @@ func TestTLSClient(t *testing.T) {
 	}
 	found, _ = examine(t, append(env, "GATEMESH_ADDR=http://127.0.0.1:"+port), "--config", file)
 	wantFindings(t, found, map[string]string{"gateway.bind": statusWarn, "gateway": statusOK, "tls": ""})
+}
+
+// TestDoctorFindsOpenSecrets: a file with a secret is not for everybody, one that only names a variable is.
+func TestDoctorFindsOpenSecrets(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writeCertificate(t, cert, key)
+	file := filepath.Join(dir, "openclaw.json")
+	const token = "0123456789abcdef0123456789abcdef"
+	env := []string{"GATEMESH_ADDR=http://127.0.0.1:1", "GW=" + token}
+	tls := fmt.Sprintf("tls: { enabled: true, certPath: %q, keyPath: %q }", cert, key)
+	for name, tc := range map[string]struct {
+		text      string
+		mode, key os.FileMode
+		says      string
+	}{
+		"token":    {`{ gateway: { auth: { token: "` + token + `" } } }`, 0o644, 0o600, file},
+		"ours":     {`{ gateway: { auth: { token: "` + token + `" } } }`, 0o640, 0o600, ""},
+		"variable": {`{ gateway: { auth: { token: "${GW}" } } }`, 0o644, 0o600, ""},
+		"key":      {`{ gateway: { ` + tls + ` } }`, 0o644, 0o644, key},
+	} {
+		writeFile(t, file, tc.text)
+		for f, mode := range map[string]os.FileMode{file: tc.mode, key: tc.key} {
+			if err := os.Chmod(f, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found, _ := examine(t, env, "--config", file)
+		if got := found["secrets"]; got.Status == statusWarn != (tc.says != "") || !strings.Contains(got.Fix, tc.says) || strings.Contains(got.Detail, token) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
 }
 
 // writeCertificate makes a certificate for 127.0.0.1 that signs itself.

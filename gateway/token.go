@@ -16,9 +16,9 @@ import (
 // logs finds one.
 const TokenPrefix = "gmt_"
 
-// minToken is how many characters a token has, at least, for which we may say that nobody guesses it: 32
-// hexadecimal digits are 128 random bits.
-const minToken = 32
+// minToken is how many characters a token has, at least, for which we may say that nobody guesses it: 22 of base64
+// are 128 random bits, and 22 hexadecimal digits still 88.
+const minToken = 22
 
 // guessable reports whether a token is so short that trying many is worth it.
 func guessable(token string) bool { return len(token) < minToken }

@@ -117,7 +117,7 @@ func (a *app) tokenHashCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "hash", Short: "Read a token from standard input and print what gateway.auth.tokens[].sha256 says of it",
 		Long: `Read one token from standard input (on a terminal: without showing it) and print its SHA-256. A token of less
-than 32 characters is refused: a short one can be found from its hash by trying.`,
+than 22 characters is refused: a short one can be found from its hash by trying.`,
 		Args: cobra.NoArgs,
 		RunE: body(func(*cobra.Command, []string) error {
 			token, err := a.readSecret("token: ")

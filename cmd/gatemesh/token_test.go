@@ -98,7 +98,7 @@ func TestTokenRefuses(t *testing.T) {
 		"bad expiry":     {"", []string{"create", "--name", "anna", "--role", "read", "--expires", "soon"}, "--expires"},
 		"past expiry":    {"", []string{"create", "--name", "anna", "--role", "read", "--expires", "2020-01-01T00:00:00Z"}, "over already"},
 		"nothing":        {"", []string{"hash"}, "0 characters"},
-		"short":          {"hunter22\n", []string{"hash"}, "at least 32"},
+		"short":          {"hunter22\n", []string{"hash"}, "at least 22"},
 		"white space":    {strings.Repeat("hunter22", 5) + " x\n", []string{"hash"}, "white space"},
 		"too long":       {strings.Repeat("hunter22", 100), []string{"hash"}, "at most"},
 		"as an argument": {"", []string{"hash", "hunter22"}, "unknown command"},

@@ -137,27 +137,25 @@ type TokenConfig struct {
 
 // RateLimitConfig is OpenClaw's limit of failed attempts.
 type RateLimitConfig struct {
-	MaxAttempts    int      `json:"maxAttempts" def:"10" min:"1" max:"10000" doc:"Refused requests of one address (IPv6: of one /64) in windowMs, before they are answered 429."`
-	WindowMs       int      `json:"windowMs" def:"60000" min:"1000" max:"86400000" doc:"Milliseconds in which an address gets maxAttempts back."`
-	ExemptLoopback bool     `json:"exemptLoopback" def:"false" doc:"Whether this machine may try as often as it likes."`
-	LockoutMs      int      `json:"lockoutMs" cfg:"unused" doc:"OpenClaw: how long an address is locked out."`
-	_              struct{} `accept:"*"`
+	MaxAttempts    int  `json:"maxAttempts" def:"10" min:"1" max:"10000" doc:"Refused requests of one address (IPv6: of one /64) in windowMs, before they are answered 429."`
+	WindowMs       int  `json:"windowMs" def:"60000" min:"1000" max:"86400000" doc:"Milliseconds in which an address gets maxAttempts back."`
+	ExemptLoopback bool `json:"exemptLoopback" def:"false" doc:"Whether this machine may try as often as it likes."`
+	LockoutMs      int  `json:"lockoutMs" cfg:"unused" doc:"OpenClaw: how long an address is locked out."`
 }
 
 // TLSConfig is the certificate of the port. Its files are read again when they change.
 type TLSConfig struct {
-	Enabled      bool     `json:"enabled" def:"false" doc:"Whether the port speaks HTTPS."`
-	CertPath     string   `json:"certPath" doc:"PEM file with the certificate and those between it and its CA. Read again when it changes."`
-	KeyPath      string   `json:"keyPath" doc:"PEM file with its private key."`
-	AutoGenerate bool     `json:"autoGenerate" cfg:"unused" doc:"OpenClaw: make a certificate that nobody knows."`
-	CAPath       string   `json:"caPath" cfg:"unused" doc:"OpenClaw: CA bundle for its own clients (ours: GATEMESH_CACERT)."`
-	_            struct{} `accept:"*"`
+	Enabled      bool   `json:"enabled" def:"false" doc:"Whether the port speaks HTTPS."`
+	CertPath     string `json:"certPath" doc:"PEM file with the certificate and those between it and its CA. Read again when it changes."`
+	KeyPath      string `json:"keyPath" doc:"PEM file with its private key."`
+	AutoGenerate bool   `json:"autoGenerate" cfg:"unused" doc:"OpenClaw: make a certificate that nobody knows."`
+	CAPath       string `json:"caPath" cfg:"unused" doc:"OpenClaw: CA bundle for its own clients (ours: GATEMESH_CACERT)."`
 }
 
 // ControlUIConfig is the page.
 type ControlUIConfig struct {
 	AllowedOrigins []string `json:"allowedOrigins" cfg:"live" doc:"Origins beside the gateway's own whose pages may send and listen, as https://mesh.example."`
-	_              struct{} `accept:"*"`
+	_              struct{} `accept:"enabled basePath root embedSandbox allowExternalEmbedUrls chatMessageMaxWidth allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth"`
 }
 
 // TailscaleConfig is what stands in front. gatemesh does not run tailscale itself; it

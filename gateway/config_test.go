@@ -218,7 +218,7 @@ func TestConfigDefaults(t *testing.T) {
 	m := cfg.Mesh
 	got := configWords(cfg.ListenAddr(), cfg.Gateway.Auth, m.Store, m.DataDir, m.Cluster, m.HeartbeatInterval, m.SessionTTL, m.DefaultTTL, m.MaxTTL,
 		m.DefaultMaxHops, m.MaxPayload, m.Retry, m.AckTimeout, m.ResultRetention, m.Log, m.Service)
-	want := "127.0.0.1:18789 {token from-env [] {10 60000 false 0 {}} {}} consul /home/x/.gatemesh/a-gateway {octant-homelab option-2-distributed} 20s 15s 5m0s 24h0m0s" +
+	want := "127.0.0.1:18789 {token from-env [] {10 60000 false 0} {}} consul /home/x/.gatemesh/a-gateway {octant-homelab option-2-distributed} 20s 15s 5m0s 24h0m0s" +
 		" 4 8MiB {5 1s 1m0s} 10m0s 1h0m0s {info false} {openclaw true}"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

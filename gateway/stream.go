@@ -186,7 +186,9 @@ func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer g.hub.leave(c)
 	// A reload that came in between has looked for this client before it was there.
-	g.hub.revoke(g.guard.Load().holds)
+	if u := g.guard.Load(); !u.holds(who) {
+		g.hub.revoke(u.holds)
+	}
 	// checkListener has looked at the origin.
 	hs := &handshake{ResponseWriter: w}
 	conn, err := websocket.Accept(hs, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}, InsecureSkipVerify: true})

@@ -67,6 +67,7 @@ type MeshConfig struct {
 	MaxWrites         int           `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
 	DeadRetention     time.Duration `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
 	Queues            []QueueConfig `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
+	Policy            PolicyConfig  `json:"policy" cfg:"live" doc:"Which agent may ask what of the agents here, when it asks from another gateway."`
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
 }

@@ -55,6 +55,11 @@ func (c *Config) Normalize() {
 	}
 	c.normalizeAgents()
 	c.normalizeQueues()
+	m.Policy.Rules = slices.Clone(m.Policy.Rules)
+	for i := range m.Policy.Rules {
+		r := &m.Policy.Rules[i]
+		r.Action = cmp.Or(r.Action, "allow")
+	}
 }
 
 func (c *Config) normalizeQueues() {

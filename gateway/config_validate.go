@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -171,6 +172,10 @@ func (v *configValidator) mesh() {
 	}
 	if m.Store == "local" && strings.HasPrefix(m.DataDir, "~") {
 		v.errorf("mesh.dataDir", "only a leading ~/ with a known home directory is expanded")
+	}
+	var wrong *policyError
+	if _, err := NewPolicy(m.Policy, m.Gateway); errors.As(err, &wrong) {
+		v.errorf("mesh.policy."+wrong.at, "%s", wrong.message)
 	}
 	if m.Service.Register && m.Service.Name == "" {
 		v.errorf("mesh.service.name", "is empty")

@@ -47,6 +47,7 @@ type Gateway struct {
 	start *Config // what this process was started with
 
 	settings atomic.Pointer[settings]
+	policy   livePolicy
 	agents   map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	metrics  *metrics
 	hub      *hub
@@ -126,6 +127,9 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 		return nil, err
 	}
 	g.settings.Store(settingsOf(cfg))
+	if err := g.policy.set(cfg); err != nil {
+		return nil, err
+	}
 	g.notReady("starting")
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)

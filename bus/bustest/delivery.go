@@ -36,6 +36,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 		{"NeverIsFinal", neverFinal},
 		{"DuplicateIsOneEffect", duplicates},
 		{"LostReplyLostRequest", lostReplies},
+		{"FloodWithLosses", flood},
 		{"HandoverOnStop", handover},
 		{"DeposedOwnerCannotWrite", deposed},
 		{"LockIsCheckedByTheStore", fenced},

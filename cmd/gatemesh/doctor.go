@@ -138,6 +138,9 @@ func (d *doctor) config(flag string) {
 		return
 	}
 	d.ok("config", path+" is valid")
+	if p := cfg.Mesh.Policy; cfg.Mesh.Store == "consul" && p.Default == "deny" && len(p.Rules) == 0 {
+		d.warn("policy", "agents of other gateways may ask nothing of the agents here: mesh.policy has no rules", "add rules to mesh.policy.rules in "+path+" (gatemesh policy explain says what holds)")
+	}
 }
 
 // secretFiles looks for secrets in files that every user of this machine can read.

@@ -145,7 +145,7 @@ func TestSecretsCanary(t *testing.T) {
   },
   env: { FREE: %q, vars: { ALSO: %q } },
   models: { providers: { p: { apiKey: %q, baseUrl: "https://user:%s@models.example" }, q: { apiKey: "${ANTHROPIC_API_KEY}" } } },
-  channels: { slack: { token: "${SLACK_BOT_TOKEN}", appToken: %q } },
+  channels: { slack: { token: "${SLACK_BOT_TOKEN}", botToken: %q, appToken: %q } },
   mcp: { servers: { s: { env: { ANY: %q }, args: ["${DEEP_SECRET}"], clientSecret: %q } } },
   agents: { list: [
     { id: "echo", runner: { kind: "echo", options: { token: %q } } },
@@ -154,7 +154,7 @@ func TestSecretsCanary(t *testing.T) {
 }
 `, filepath.Join(dir, "data"), f.hatch("mesh.consul.token"), cert, key, f.hatch("gateway.auth.password"),
 		entry("viewer", "read", reader, ""), entry("gone", "operate", gone, `, expires: "2020-01-01T00:00:00Z"`), f.hatch("gateway.http.headers"),
-		f.hatch("env.FREE"), f.hatch("env.vars.ALSO"), f.hatch("models apiKey"), f.hatch("a password in a URL"), f.hatch("channels.slack.appToken"),
+		f.hatch("env.FREE"), f.hatch("env.vars.ALSO"), f.hatch("models apiKey"), f.hatch("a password in a URL"), f.hatch("channels.slack.botToken"), f.hatch("channels.slack.appToken"),
 		f.hatch("mcp env"), f.hatch("mcp clientSecret"), f.hatch("runner.options.token"), nomad.URL, nomadToken)
 	file := filepath.Join(dir, "openclaw.json")
 	save := func(text string) {
@@ -180,6 +180,8 @@ func TestSecretsCanary(t *testing.T) {
 	command(env, "config", "show", "--config", file, "--json")
 	command(env, "config", "validate", "--config", file)
 	command(env, "config", "validate", "--config", file, "--json")
+	command(env, "config", "reference")
+	f.everyKey(f.written["gatemesh config reference"], f.written["gatemesh config show"])
 
 	// Mistakes with a secret beside, or in, them.
 	broken := map[string]string{
@@ -344,6 +346,21 @@ func TestSecretsCanary(t *testing.T) {
 	}
 	for _, line := range f.found() {
 		t.Error(line)
+	}
+}
+
+// everyKey looks whether every key of the reference that is secret was planted: show has it, hidden.
+func (f *flight) everyKey(reference, show string) {
+	f.t.Helper()
+	keys := regexp.MustCompile("(?m)^\\| `([^`]+)` .* Secret\\.").FindAllStringSubmatch(reference, -1)
+	if len(keys) < 8 {
+		f.t.Errorf("only %d keys are secret: %q", len(keys), keys)
+	}
+	for _, k := range keys {
+		path := strings.NewReplacer(`<name>`, `[^.]+`, `\[\]`, `\[\d+\]`, `agents\.defaults\.`, `agents\.[^ ]*`).Replace(regexp.QuoteMeta(k[1]))
+		if !regexp.MustCompile(`(?m)^` + path + ` = "\[redacted\]"`).MatchString(show) {
+			f.t.Errorf("%s is secret, and was not planted: give it a canary in this test", k[1])
+		}
 	}
 }
 

@@ -29,6 +29,10 @@ type Config struct {
 	// and pauses run on the monotonic clock, whatever it says.
 	Clock func() time.Time
 
+	// Authorize decides whether a message may be handed to the agent that it is for: nil is yes, an error becomes the
+	// reason of its dead letter (class unauthorised). It is asked before every attempt and must not block. nil: all may.
+	Authorize func(Invocation) error
+
 	// URL is where other gateways and people reach this one; Version is its build.
 	URL, Version string
 	// ClusterID and Deployment are the plan's cluster block.

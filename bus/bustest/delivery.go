@@ -41,6 +41,7 @@ func deliver(t *testing.T, open func(t *testing.T) func() bus.Store, signed bool
 		{"NeverIsFinal", neverFinal},
 		{"DuplicateIsOneEffect", duplicates},
 		{"LostReplyLostRequest", lostReplies},
+		{"FloodWithLosses", flood},
 		{"HandoverOnStop", handover},
 		{"DeposedOwnerCannotWrite", deposed},
 		{"LockIsCheckedByTheStore", fenced},

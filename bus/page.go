@@ -153,6 +153,9 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
 		s.page.number = max(s.page.number, n+1)
 	}
+	if s.mistrusted {
+		s.page.number++ // the sender has read some of the page that is lost, and must not take this one for it
+	}
 	for _, r := range h.Receipts {
 		s.page.receipts = append(s.page.receipts, r)
 	}

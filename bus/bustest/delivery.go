@@ -27,11 +27,14 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) { deliver(
 // SignedDelivery is Delivery in a mesh whose gateways sign, and believe nothing else.
 func SignedDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) { deliver(t, open, true) }
 
+// contract is a part of the suite.
+type contract struct {
+	name string
+	run  func(*world)
+}
+
 func deliver(t *testing.T, open func(t *testing.T) func() bus.Store, signed bool) {
-	for _, tc := range []struct {
-		name string
-		run  func(*world)
-	}{
+	parts := []contract{
 		{"SendAckReply", sendAckReply},
 		{"AskSurvivesItsHandler", askSurvives},
 		{"OrderWithinConversation", order},
@@ -63,7 +66,11 @@ func deliver(t *testing.T, open func(t *testing.T) func() bus.Store, signed bool
 		{"DelayedSurvivesItsOwner", delayed},
 		{"SharedState", sharedState},
 		{"TaskQueues", queues},
-	} {
+	}
+	if signed {
+		parts = append(parts, attacks...)
+	}
+	for _, tc := range parts {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
 			_, w.slow = w.open().(bus.Registrar)

@@ -17,28 +17,35 @@ type trusted struct {
 	mu   sync.Mutex
 	set  trust.Set
 	keys map[string]*trust.Key
+	// only are the agents of gateways that may not host any.
+	only map[string][]string
 }
 
 func newTrusted(mesh string) *trusted {
-	return &trusted{mesh: mesh, verifier: trust.NewVerifier(mesh, true), keys: map[string]*trust.Key{}, set: trust.Set{Mesh: mesh}}
+	return &trusted{mesh: mesh, verifier: trust.NewVerifier(mesh, true), keys: map[string]*trust.Key{}, only: map[string][]string{}, set: trust.Set{Mesh: mesh}}
 }
 
-// join lets a gateway in, for any agent; one that comes back has the key that it had.
-func (m *trusted) join(cfg *bus.Config) { m.joinAs(cfg, "*") }
+// join lets a gateway in; one that comes back has the key that it had.
+func (m *trusted) join(cfg *bus.Config) { cfg.Signer, cfg.Trust = m.signer(cfg.Gateway), m.verifier }
 
-func (m *trusted) joinAs(cfg *bus.Config, agents ...string) {
+// signer is the key of a gateway, let in when it was not: for any agent, or for those in only.
+func (m *trusted) signer(gateway string) *trust.Signer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	k := m.keys[cfg.Gateway]
+	k := m.keys[gateway]
 	if k == nil {
 		k = trust.NewKey()
-		m.keys[cfg.Gateway] = k
-		next := trust.Set{Mesh: m.mesh, Version: m.set.Version + 1, Gateways: append([]trust.Member(nil), m.set.Gateways...)}
-		next.Put(cfg.Gateway, trust.MemberKey{Public: trust.EncodePublic(k.Public()), NotBefore: envelope.At(time.Unix(0, 0))}, agents)
+		m.keys[gateway] = k
+		agents := m.only[gateway]
+		if agents == nil {
+			agents = []string{"*"}
+		}
+		next := trust.Set{Mesh: m.mesh, Version: m.set.Version + 1, Gateways: append([]trust.Member(nil), m.set.Gateways...), Revoked: m.set.Revoked}
+		next.Put(gateway, trust.MemberKey{Public: trust.EncodePublic(k.Public()), NotBefore: envelope.At(time.Unix(0, 0))}, agents)
 		m.set = next
 		m.verifier.Use(&next)
 	}
-	cfg.Signer, cfg.Trust = &trust.Signer{Mesh: m.mesh, Gateway: cfg.Gateway, Key: k}, m.verifier
+	return &trust.Signer{Mesh: m.mesh, Gateway: gateway, Key: k}
 }
 
 // revoke takes a gateway's key out.

@@ -26,6 +26,7 @@ var attacks = []contract{
 	{"ForgedReceiptsOfALiveOwner", forgedLiveReceipts},
 	{"ForgedRecords", forgedRecords},
 	{"ForgedClaim", forgedClaim},
+	{"ForgedRegistry", forgedRegistry},
 	{"StolenKey", stolenKey},
 	{"RevokedKey", revokedKey},
 	{"NotInTheSet", notInTheSet},
@@ -440,4 +441,47 @@ func forwardedWithProof(w *world) {
 		})
 	}
 	c.want(w, ids...)
+}
+
+// forgedRegistry: somebody says that an agent runs at his gateway, or writes into what others say of themselves.
+func forgedRegistry(w *world) {
+	w.trust.only[w.name("mallory")] = []string{w.name("m")}
+	mallory := w.trust.signer(w.name("mallory"))
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	var c tally
+	bobby.serve("bob", c.handle, "infra.check")
+	prefix := bus.Root + "agents/" + w.name("bob") + "/"
+	w.until(jerry.RegistryChanged, func() bool { return len(jerry.Agents("infra.check")) == 1 })
+	w.put(prefix+"gateway", []byte("mallory"))
+	w.put(prefix+"capabilities", []byte(`["everything"]`))
+	body := []byte(fmt.Sprintf(`{"fields":{"gateway":%q,"capabilities":"[\"everything\"]"}}`, mallory.Gateway))
+	w.put(prefix+"signed", mallory.SignRecord(trust.KindRegistry, prefix+"signed", time.Now(), body))
+	jerry.refuses(trust.NotHost)
+	if got := jerry.Agents("everything"); len(got) != 0 {
+		w.Errorf("a forged entry was taken: %+v", got)
+	}
+	// Its owner writes it again.
+	w.until(jerry.RegistryChanged, func() bool {
+		got := jerry.Agents("infra.check")
+		return len(got) == 1 && got[0].Gateway == bobby.Gateway()
+	})
+	jerry.until(jerry.sendTexts("bob", "one")[0], acked)
+	c.want(w, "one")
+}
+
+// until waits for changes until it is so.
+func (w *world) until(changed func() <-chan struct{}, so func() bool) {
+	w.Helper()
+	ctx := w.ctx()
+	for {
+		c := changed()
+		if so() {
+			return
+		}
+		select {
+		case <-c:
+		case <-ctx.Done():
+			w.Fatal("it did not become so")
+		}
+	}
 }

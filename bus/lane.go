@@ -114,6 +114,12 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		w.b.log.Warn("a bell is not readable; writing a new one", "error", err)
 		l.index, l.value, whole = p.ModifyIndex, p.Value, false
 	}
+	if mark := w.b.marks.get(sentMarks, to); w.b.enforced() && mark > l.seq {
+		// True, and older than what this gateway remembers. Numbers that were used since must not be used again.
+		value := l.value
+		w.b.refuse(bellKey(to, w.b.cfg.Gateway), value, &trust.Refusal{Reason: trust.Replay, Gateway: w.b.cfg.Gateway, Detail: fmt.Sprintf("bell %d, and %d was written", l.seq, mark)}, "@"+w.b.cfg.Gateway, to)
+		l.seq = mark + rollbackJump
+	}
 	prefix := lanePrefix(w.b.cfg.Gateway, to)
 	keys, err := w.b.store.Keys(ctx, prefix, "")
 	if err != nil {

@@ -443,6 +443,9 @@ func (o *outbox) sweep(ctx context.Context) {
 		if o.b.enforced() {
 			o.mendBells(ctx)
 		}
+		if err := o.b.marks.save(); err != nil {
+			o.b.log.Warn("a restart may not notice lanes that were put back", "error", err)
+		}
 		o.b.dropResults(ctx)
 	}
 }

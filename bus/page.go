@@ -153,6 +153,12 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
 		s.page.number = max(s.page.number, n+1)
 	}
+	if mark := b.marks.get(takenMarks, s.from+"/"+s.agent); b.enforced() && mark > s.page.cursor {
+		// True, or gone, and this node has seen more taken.
+		key := receiptsKey(s.from, s.agent)
+		b.refuse(key, s.page.value, &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", s.page.cursor, mark)}, "@"+s.from, s.agent)
+		s.page.cursor, s.mistrusted = mark, true
+	}
 	if s.mistrusted {
 		s.page.number++ // the sender has read some of the page that is lost, and must not take this one for it
 	}

@@ -312,6 +312,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 		l := lw.lane
 		raise(&l.sent, lw.count)
 		l.hold(lw.seq, lw.ids)
+		w.b.marks.raise(sentMarks, l.to, lw.seq)
 		value := l.value
 		l.bell.Store(&value)
 	}
@@ -325,6 +326,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	}
 	for _, pw := range p.pages {
 		pw.src.commit(pw, index(pw.op))
+		w.b.marks.raise(takenMarks, pw.src.from+"/"+pw.src.agent, pw.next.cursor)
 	}
 	for _, po := range p.pending {
 		if po.value == nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ var attacks = []contract{
 	{"ForgedReceipts", forgedReceipts},
 	{"ForgedReceiptsOfALiveOwner", forgedLiveReceipts},
 	{"ForgedRecords", forgedRecords},
+	{"RolledBack", rolledBack},
 	{"ForgedClaim", forgedClaim},
 	{"ForgedRegistry", forgedRegistry},
 	{"StolenKey", stolenKey},
@@ -484,4 +486,31 @@ func (w *world) until(changed func() <-chan struct{}, so func() bool) {
 			w.Fatal("it did not become so")
 		}
 	}
+}
+
+// rolledBack: while both ends are down, somebody puts bell and cursor back to what they were.
+func rolledBack(w *world) {
+	dir := w.TempDir()
+	keep := func(c *bus.Config) { c.Marks = filepath.Join(dir, c.Gateway+".json") }
+	jerry, bobby := w.node("jerry", keep), w.node("bobby", keep)
+	var c tally
+	bobby.serve("bob", c.handle)
+	send := func(text string) { w.Helper(); jerry.until(jerry.sendTexts("bob", text)[0], acked) }
+	send("one")
+	cursor := w.value(w.cursor(jerry, "bob"))
+	send("two")
+	bell := w.value(w.bell(jerry, "bob"))
+	send("three")
+	send("four")
+	jerry.stop()
+	bobby.stop()
+	w.put(w.bell(jerry, "bob"), bell)
+	w.put(w.cursor(jerry, "bob"), cursor)
+	jerry, bobby = w.node("jerry", keep), w.node("bobby", keep)
+	bobby.serve("bob", c.handle)
+	bobby.refuses(trust.Replay)
+	send("five")
+	send("six")
+	jerry.refuses(trust.Replay)
+	c.want(w, "one", "two", "three", "four", "five", "six")
 }

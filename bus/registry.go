@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -203,7 +204,7 @@ func (r *registry) signFields(plain map[string]string) {
 	for prefix, fields := range groups {
 		key := prefix + signedField
 		body := mustEncode(signedFields{fields})
-		if old := r.signed[key]; string(old.body) != string(body) {
+		if old := r.signed[key]; !bytes.Equal(old.body, body) {
 			r.signed[key] = signedRecord{body, string(r.b.sign(trust.KindRegistry, key, body))}
 		}
 		plain[key] = r.signed[key].value

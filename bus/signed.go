@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -121,7 +122,7 @@ func (b *Bus) checkEntry(from, agent string, e *entry, known *signedHead) (*said
 	if s == nil {
 		return nil, b.cfg.Trust.Entry(&trust.EntryHead{Lane: lane, Seq: e.Seq}, nil, from)
 	}
-	if known != nil && known.EntryHead == s.EntryHead && string(known.stamp.Sig) == string(s.stamp.Sig) && known.stamp.Key == s.stamp.Key {
+	if known != nil && known.EntryHead == s.EntryHead && bytes.Equal(known.stamp.Sig, s.stamp.Sig) && known.stamp.Key == s.stamp.Key {
 		return s, nil
 	}
 	if known != nil && known.Seq == s.Seq {

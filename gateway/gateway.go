@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -62,8 +63,9 @@ type Gateway struct {
 	cert   *certificate // nil: no TLS
 	limits limits
 
-	// identity is nil until Start.
 	identity *identity
+	// refusals bounds the log of what was refused.
+	refusals *rate.Limiter
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -132,6 +134,10 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	if g.cert, err = newCertificate(cfg.Gateway.TLS, g.log); err != nil {
 		return nil, err
 	}
+	if g.identity, err = openIdentity(cfg, deps.StateDir); err != nil {
+		return nil, err
+	}
+	g.refusals = rate.NewLimiter(1, 20)
 	g.settings.Store(settingsOf(cfg))
 	if err := g.policy.set(cfg); err != nil {
 		return nil, err
@@ -161,12 +167,6 @@ func (g *Gateway) Start(ctx context.Context) error {
 		g.mu.Unlock()
 		return errors.New("gateway was started or stopped before: make a new one")
 	}
-	id, err := openIdentity(g.start, g.deps.StateDir)
-	if err != nil {
-		g.mu.Unlock()
-		return err
-	}
-	g.identity = id
 	if err := g.listen(ctx); err != nil {
 		g.mu.Unlock()
 		return err
@@ -177,7 +177,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	g.wg.Add(1)
 	g.mu.Unlock()
 
-	err = g.begin(ctx)
+	err := g.begin(ctx)
 	g.wg.Done()
 	if err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), failTimeout)

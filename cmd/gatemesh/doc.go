@@ -67,7 +67,8 @@
 //	state record     {"id", "timestamp", "agent", "event"}
 //	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
-//	                  "owned": [], "streams", "caller"?, "role"}            gateway.StatusResponse
+//	                  "owned": [], "streams", "caller"?, "role", "key", "trust": "open"|"waiting"|"enforced",
+//	                  "trust_version"?}                                     gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};

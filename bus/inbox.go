@@ -261,6 +261,9 @@ func (ib *inbox) source(from string) (*source, error) {
 // ring reads what a bell announces.
 func (ib *inbox) ring(s *source, p Pair) error {
 	from := s.from
+	if s.rung == p.ModifyIndex {
+		return nil // a wake-up brings the bells of all sources
+	}
 	var bl bell
 	if err := json.Unmarshal(p.Value, &bl); err != nil {
 		ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
@@ -271,6 +274,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 	if err != nil {
 		// Nothing that it says is so. Its writer puts the right one back.
 		ib.b.refuse(p.Key, p.Value, err, "@"+from, ib.spec.ID)
+		s.rung = p.ModifyIndex
 		return nil
 	}
 	s.head = head
@@ -319,6 +323,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			}
 		}
 	}
+	s.rung = p.ModifyIndex
 	return nil
 }
 

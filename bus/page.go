@@ -37,6 +37,8 @@ type source struct {
 	mistrusted bool
 	// head is what the newest bell that was believed names; its reader's too.
 	head *signedHead
+	// rung is the ModifyIndex of the bell that was followed to its end, or refused; its reader's too.
+	rung uint64
 	// careful is the newest entry whose messages the last owner may have died with.
 	careful uint64
 	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.

@@ -57,7 +57,8 @@ type registry struct {
 	gateways map[string]GatewayInfo
 	agents   map[string]AgentInfo
 	raw      map[string]Pair
-	seen     [2]bool // both prefixes were read once
+	believed map[string]believedFields // by key
+	seen     [2]bool                   // both prefixes were read once
 	// changed is closed and replaced when the picture changed.
 	changed chan struct{}
 	// wake carries wake-ups for the heartbeat loop (capacity 1).
@@ -68,7 +69,7 @@ type registry struct {
 }
 
 func newRegistry(b *Bus) *registry {
-	return &registry{b: b, gateways: map[string]GatewayInfo{}, agents: map[string]AgentInfo{}, raw: map[string]Pair{}, signed: map[string]signedRecord{},
+	return &registry{b: b, gateways: map[string]GatewayInfo{}, agents: map[string]AgentInfo{}, raw: map[string]Pair{}, believed: map[string]believedFields{}, signed: map[string]signedRecord{},
 		changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
@@ -104,6 +105,9 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 		}
 	}
 	fields := map[string]map[string]Pair{}
+	if len(r.believed) > 4*len(pairs)+64 {
+		clear(r.believed) // of those that are gone
+	}
 	for _, p := range pairs {
 		r.raw[p.Key] = p
 		name, field, ok := strings.Cut(p.Key[len(prefix):], "/")
@@ -156,6 +160,13 @@ type signedFields struct {
 	Fields map[string]string `json:"fields"`
 }
 
+// believedFields are such a record and what it was judged by: with every heartbeat of anybody all of them are read again.
+type believedFields struct {
+	signedFields
+	index uint64
+	set   *trust.Set
+}
+
 // believe puts what was signed in the place of what stands there.
 func (r *registry) believe(agent bool, prefix string, f map[string]Pair) error {
 	name := strings.TrimSuffix(prefix[strings.LastIndexByte(prefix[:len(prefix)-1], '/')+1:], "/")
@@ -163,23 +174,28 @@ func (r *registry) believe(agent bool, prefix string, f map[string]Pair) error {
 	if agent {
 		by, host = "", name
 	}
-	body, st, err := r.b.open(trust.KindRegistry, prefix+signedField, f[signedField].Value, by, host)
-	if err != nil {
-		return err
-	}
-	var said signedFields
-	if err := json.Unmarshal(body, &said); err != nil {
-		return fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	if agent && said.Fields["gateway"] != st.Gateway {
-		return &trust.Refusal{Reason: trust.WrongGateway, Gateway: st.Gateway, Key: st.Key, Detail: st.Gateway + " wrote that " + name + " runs elsewhere"}
+	key, set := prefix+signedField, r.b.trustSet()
+	b := r.believed[key]
+	if raw := f[signedField]; b.index != raw.ModifyIndex || b.set != set {
+		body, st, err := r.b.open(trust.KindRegistry, key, raw.Value, by, host)
+		if err != nil {
+			return err
+		}
+		b = believedFields{index: raw.ModifyIndex, set: set}
+		if err := json.Unmarshal(body, &b.signedFields); err != nil {
+			return fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		if agent && b.Fields["gateway"] != st.Gateway {
+			return &trust.Refusal{Reason: trust.WrongGateway, Gateway: st.Gateway, Key: st.Key, Detail: st.Gateway + " wrote that " + name + " runs elsewhere"}
+		}
+		r.believed[key] = b
 	}
 	for field := range f {
 		if field != "status" && field != "last_heartbeat" {
 			delete(f, field)
 		}
 	}
-	for field, v := range said.Fields {
+	for field, v := range b.Fields {
 		f[field] = Pair{Key: prefix + field, Value: []byte(v)}
 	}
 	return nil

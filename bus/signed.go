@@ -76,6 +76,14 @@ func said(lane string, e *entry) *saidEntry {
 // enforced reports whether what is unsigned is refused.
 func (b *Bus) enforced() bool { return b.cfg.Trust != nil && b.cfg.Trust.Enforced() }
 
+// trustSet is what is judged by; nil: nothing yet.
+func (b *Bus) trustSet() *trust.Set {
+	if b.cfg.Trust == nil {
+		return nil
+	}
+	return b.cfg.Trust.Set()
+}
+
 // checkBell judges what a bell says, and returns the head that it names.
 func (b *Bus) checkBell(from, agent string, bl *bell) (*signedHead, error) {
 	if !b.enforced() {

@@ -31,6 +31,7 @@ var attacks = []contract{
 	{"ForgedRegistry", forgedRegistry},
 	{"StolenKey", stolenKey},
 	{"RevokedKey", revokedKey},
+	{"RevokedOwner", revokedOwner},
 	{"NotInTheSet", notInTheSet},
 	{"ForwardedWithProof", forwardedWithProof},
 }
@@ -513,4 +514,27 @@ func rolledBack(w *world) {
 	send("six")
 	jerry.refuses(trust.Replay)
 	c.want(w, "one", "two", "three", "four", "five", "six")
+}
+
+// revokedOwner: a gateway that may not host its agent any more hands it over, and what waits goes on elsewhere.
+func revokedOwner(w *world) {
+	jerry, first, second := w.node("jerry"), w.node("first"), w.node("second")
+	var c tally
+	first.serve("bob", c.handle)
+	jerry.until(jerry.sendTexts("bob", "one")[0], acked)
+	if err := second.Serve(bus.AgentSpec{ID: w.name("bob"), Rank: 1}, bus.HandlerFunc(c.handle)); err != nil {
+		w.Fatal(err)
+	}
+	w.trust.revoke(first.Gateway())
+	if err := first.Serve(bus.AgentSpec{ID: w.name("bob")}, bus.HandlerFunc(c.handle)); err != nil { // looks again, as it does with a new set
+		w.Fatal(err)
+	}
+	second.waitFor(func(ev bus.Event) bool { return ev.Event == bus.EventOwned && ev.To == w.name("bob") })
+	second.refuses(trust.Revoked) // the cursor went with the key
+	jerry.until(jerry.sendTexts("bob", "two")[0], acked)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.got["two"] != 1 {
+		w.Errorf("%v", c.got)
+	}
 }

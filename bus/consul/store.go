@@ -161,6 +161,15 @@ func (s *Store) begin(ctx context.Context, what string, timeout time.Duration) (
 }
 
 func (c *call) query() *api.QueryOptions { return (&api.QueryOptions{}).WithContext(c.ctx) }
+
+// consistent is a query whose answer holds everything that was written before it was asked. Consul's default
+// is weaker than its name: after a restart a new leader answers from what it has replayed so far, as if the last
+// seconds had never been (https://developer.hashicorp.com/consul/api-docs/features/consistency).
+func (c *call) consistent() *api.QueryOptions {
+	q := c.query()
+	q.RequireConsistent = true
+	return q
+}
 func (c *call) write() *api.WriteOptions { return (&api.WriteOptions{}).WithContext(c.ctx) }
 
 // Get implements bus.Store.
@@ -173,7 +182,7 @@ func (s *Store) Get(ctx context.Context, key string) (*bus.Pair, error) {
 		return nil, err
 	}
 	defer c.end()
-	kv, _, err := s.calls.KV().Get(key, c.query())
+	kv, _, err := s.calls.KV().Get(key, c.consistent())
 	if err != nil {
 		return nil, s.fail(c, err)
 	}
@@ -195,7 +204,13 @@ func (s *Store) Read(ctx context.Context, key string) ([]byte, error) {
 	}
 	defer c.end()
 	c.answer.raw = true
-	if _, _, err := s.calls.KV().Get(key, c.query()); err != nil {
+	// What is written once and never changed (a slot, a page of the ledger, a chunk) is right wherever it is found; only
+	// that there is none has to be asked of a leader that knows.
+	_, _, err = s.calls.KV().Get(key, c.query())
+	if err == nil && c.answer.body == nil {
+		_, _, err = s.calls.KV().Get(key, c.consistent())
+	}
+	if err != nil {
 		return nil, s.fail(c, err)
 	}
 	return c.answer.body, nil
@@ -236,7 +251,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]bus.Pair, error) {
 		return nil, err
 	}
 	defer c.end()
-	pairs, _, err := s.list(c, s.calls, prefix, c.query())
+	pairs, _, err := s.list(c, s.calls, prefix, c.consistent())
 	return pairs, err
 }
 
@@ -251,7 +266,7 @@ func (s *Store) Keys(ctx context.Context, prefix, separator string) ([]string, e
 		return nil, err
 	}
 	defer c.end()
-	keys, meta, err := s.calls.KV().Keys(prefix, separator, c.query())
+	keys, meta, err := s.calls.KV().Keys(prefix, separator, c.consistent())
 	if err != nil {
 		return nil, s.fail(c, err)
 	}
@@ -280,9 +295,10 @@ func (s *Store) Watch(ctx context.Context, prefix string, after uint64) ([]bus.P
 		return nil, 0, err
 	}
 	defer c.end()
-	q := c.query()
-	if q.WaitIndex = after; after > 0 {
-		q.WaitTime = s.wait
+	q := c.consistent()
+	if after > 0 {
+		q = c.query() // it waits for what is newer than after
+		q.WaitIndex, q.WaitTime = after, s.wait
 	}
 	pairs, index, err := s.list(c, s.watches, prefix, q)
 	if err != nil {

@@ -81,7 +81,7 @@ func (d *doctor) consul(ctx context.Context, s *consul.Store) {
 	d.ok("consul sessions", "can be created")
 
 	// Locked by the session: whatever happens to us, the key goes with it.
-	key := bus.Root + "doctor/" + strings.ToLower(rand.Text()[:8])
+	key := bus.DoctorRoot + strings.ToLower(rand.Text()[:8])
 	_, err = s.Txn(ctx, []bus.Op{{Verb: bus.OpLock, Key: key, Value: []byte("written by gatemesh doctor, gone in a moment"), Session: session}})
 	if err == nil {
 		_, err = s.Txn(ctx, []bus.Op{{Verb: bus.OpDelete, Key: key}})

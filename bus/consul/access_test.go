@@ -2,10 +2,14 @@ package consul
 
 import (
 	"testing"
+	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
+
+// longTime bounds waits for what usually comes at once.
+const longTime = 20 * time.Second
 
 // realm is a cluster with ACLs and whoever may do everything there.
 type realm struct {

@@ -33,6 +33,18 @@ func (r *realm) policy(t testing.TB, name, rules string) {
 	}
 }
 
+// setPolicy changes the rules of a policy.
+func (r *realm) setPolicy(t testing.TB, name, rules string) {
+	t.Helper()
+	var is struct{ ID string }
+	if _, err := r.admin.calls.Raw().Query("/v1/acl/policy/name/"+name, &is, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.admin.calls.Raw().Write("/v1/acl/policy/"+is.ID, map[string]any{"Name": name, "Rules": rules}, nil, nil); err != nil {
+		t.Fatalf("policy %s: %v", name, err)
+	}
+}
+
 // token makes a token with policies that are there.
 func (r *realm) token(t testing.TB, policies ...string) (secret, accessor string) {
 	t.Helper()

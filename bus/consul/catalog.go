@@ -28,6 +28,17 @@ func (s *Store) RegisterService(ctx context.Context, svc bus.Service) (string, e
 	if svc.ID == "" || svc.Name == "" {
 		return "", errors.New("register service: it needs an id and a name")
 	}
+	s.services.Lock()
+	defer s.services.Unlock()
+	check, err := s.register(ctx, svc)
+	if err == nil {
+		s.services.byID[svc.ID] = svc
+	}
+	return check, err
+}
+
+// register tells the agent.
+func (s *Store) register(ctx context.Context, svc bus.Service) (string, error) {
 	c, err := s.begin(ctx, "register service "+svc.ID, s.timeout)
 	if err != nil {
 		return "", err
@@ -70,6 +81,9 @@ func (s *Store) DeregisterService(ctx context.Context, id string) error {
 		return err
 	}
 	defer c.end()
+	s.services.Lock()
+	defer s.services.Unlock()
+	delete(s.services.byID, id)
 	err = s.calls.Agent().ServiceDeregisterOpts(id, c.query())
 	if err != nil && c.answer.status != http.StatusNotFound {
 		return s.fail(c, err)

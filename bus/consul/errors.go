@@ -54,8 +54,27 @@ func (s *Store) fail(c *call, err error) error {
 // Remedies that end an error's text.
 const (
 	hintAddress = "is Consul running there? CONSUL_HTTP_ADDR names another"
-	hintToken   = "does the token in CONSUL_HTTP_TOKEN allow it?"
+	// Consul's text before it names what is missing.
+	hintRules = "gatemesh acl policy prints the rules that a gateway needs; consul acl policy update -name NAME -rules @FILE gives them to CONSUL_HTTP_TOKEN's policy, and no restart is needed"
+	hintToken = "the token was deleted, or never was: consul acl token create -policy-name NAME makes one"
+	hintNone  = "no token was given: name its file in CONSUL_HTTP_TOKEN_FILE"
 )
+
+// textUnknownToken is what Consul says of a token that is not there.
+const textUnknownToken = "ACL not found"
+
+// hintForbidden names the command that mends a refusal.
+func (s *Store) hintForbidden(text string) string {
+	switch {
+	case strings.Contains(text, textUnknownToken) && s.token.file != "":
+		return hintToken + "; write it to " + s.token.file + ", and it is used without a restart"
+	case strings.Contains(text, textUnknownToken):
+		return hintToken + " for CONSUL_HTTP_TOKEN; it needs a restart, which CONSUL_HTTP_TOKEN_FILE does not"
+	case strings.Contains(text, "anonymous token"):
+		return hintNone
+	}
+	return hintRules
+}
 
 // refused maps an answer with an error status.
 func (s *Store) refused(c *call, err error) error {
@@ -63,7 +82,7 @@ func (s *Store) refused(c *call, err error) error {
 	status := c.answer.status
 	switch {
 	case status == http.StatusForbidden, status == http.StatusUnauthorized, denied(text):
-		return s.failed(c, bus.ErrForbidden, err, text, hintToken)
+		return s.failed(c, bus.ErrForbidden, err, text, s.hintForbidden(text))
 	case status == http.StatusRequestEntityTooLarge, status < 500 && oversize(text):
 		return s.failed(c, bus.ErrTooLarge, err, text, "")
 	case strings.Contains(text, "invalid session"):
@@ -113,7 +132,7 @@ func (s *Store) failed(c *call, kind, cause error, text, hint string) error {
 
 // filtered is the error of an answer from which the token's rules took something.
 func (s *Store) filtered(c *call) error {
-	return s.failed(c, bus.ErrForbidden, nil, "the token may read only a part of it", hintToken)
+	return s.failed(c, bus.ErrForbidden, nil, "the token may read only a part of it", hintRules)
 }
 
 // textOf says an error of the API client in fewer words.
@@ -130,7 +149,7 @@ func textOf(err error) string {
 }
 
 func denied(text string) bool {
-	return strings.Contains(text, "Permission denied") || strings.Contains(text, "ACL not found")
+	return strings.Contains(text, "Permission denied") || strings.Contains(text, textUnknownToken)
 }
 
 func oversize(text string) bool {

@@ -26,7 +26,8 @@ type Options struct {
 	Address string
 	// Token overrides CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE.
 	Token string
-	// TokenFile is read once, by New. It wins over Token.
+	// TokenFile holds the token, and is read again when it changes: a new token is used as soon as Consul
+	// knows it, without a restart. It wins over Token, which is used while the file is empty.
 	TokenFile string
 	// Datacenter is asked instead of the agent's own.
 	Datacenter string
@@ -68,6 +69,10 @@ type Store struct {
 	idle    func()      // closes idle connections of both
 	addr    string      // for people: "http://127.0.0.1:8500"
 
+	token    *token
+	rotation rotation
+	services services
+
 	timeout time.Duration
 	wait    time.Duration
 
@@ -86,7 +91,7 @@ var (
 // New returns a store. It does not connect: that Consul cannot be reached is the
 // first call's error. It fails on settings that can never work.
 func New(opt Options) (*Store, error) {
-	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait}
+	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait, services: services{byID: map[string]bus.Service{}}}
 	if s.timeout <= 0 {
 		s.timeout = defaultRequestTimeout
 	}
@@ -99,11 +104,17 @@ func New(opt Options) (*Store, error) {
 	if opt.MaxWatches <= 0 {
 		opt.MaxWatches = defaultMaxWatches
 	}
-	calls, addr, err := connect(opt, opt.MaxConns)
+	token, err := tokenOf(opt)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}
-	watches, _, err := connect(opt, opt.MaxWatches)
+	token.changed = s.rotated
+	s.token = token
+	calls, addr, err := connect(opt, token, opt.MaxConns)
+	if err != nil {
+		return nil, fmt.Errorf("consul settings: %w", err)
+	}
+	watches, _, err := connect(opt, token, opt.MaxWatches)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}

@@ -179,7 +179,7 @@ func connect(opt Options, token *token, conns int) (connection, string, error) {
 	}
 	tlsConfig, err := api.SetupTLSConfig(&config.TLSConfig)
 	if err != nil {
-		return connection{}, "", err
+		return connection{}, "", fmt.Errorf("%w (files: CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY)", err)
 	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,

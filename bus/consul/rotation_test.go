@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -31,6 +32,25 @@ type member struct {
 	accessor string
 	health   *httptest.Server
 	events   chan bus.Event
+	log      *said
+}
+
+// said is what a store logs.
+type said struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
 }
 
 var pair = bus.Topology{Agents: map[string][]string{"jerry": {"jerry-gateway"}, "bobby": {"bobby-gateway"}}}
@@ -38,10 +58,10 @@ var pair = bus.Topology{Agents: map[string][]string{"jerry": {"jerry-gateway"}, 
 func (r *realm) member(t *testing.T, agent string) *member {
 	t.Helper()
 	name := agent + "-gateway"
-	m := &member{policy: name, file: filepath.Join(t.TempDir(), "token"), events: make(chan bus.Event, 1<<14)}
+	m := &member{policy: name, file: filepath.Join(t.TempDir(), "token"), events: make(chan bus.Event, 1<<14), log: &said{}}
 	r.policy(t, name, Policy(PolicyOptions{Role: RoleGateway, Gateway: name, Node: "server-1", Mesh: pair, Service: "openclaw"}))
 	r.giveNew(t, m)
-	m.store = open(t, Options{Address: r.Addr(0), TokenFile: m.file})
+	m.store = open(t, Options{Address: r.Addr(0), TokenFile: m.file, Log: slog.New(slog.NewTextHandler(m.log, nil))})
 	m.health = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(m.health.Close)
 	check := must(m.store.RegisterService(t.Context(), bus.Service{ID: "openclaw-" + name, Name: "openclaw", HealthURL: m.health.URL, Interval: time.Second}))(t)
@@ -180,6 +200,9 @@ func TestTokenRotation(t *testing.T) {
 	stop()
 	wg.Wait()
 	t.Logf("%d questions were answered meanwhile", asked.Load())
+	if n := strings.Count(jerry.log.String(), "a new Consul token is in use"); n != 2 {
+		t.Errorf("it is said %d times that a new token is in use:\n%s", n, jerry.log)
+	}
 	for gw, id := range before {
 		if now := sessionOf(t, r.admin, gw); now != id {
 			t.Errorf("the session of %s was %s and is %s", gw, id, now)
@@ -232,11 +255,15 @@ func TestTokenRevoked(t *testing.T) {
 	writeToken(t, bobby.file, "adf4238a-882b-9ddc-4a9d-5b6758e4159e")
 	bobby.store.token.current()
 	works("with a mistake in the file")
+	eventually(t, "the mistake is said", longTime, func() bool { return strings.Contains(bobby.log.String(), "does not know the new token") })
 	if now := bobby.store.token.current(); now != strings.TrimSpace(string(good)) {
 		t.Errorf("a token that Consul does not know is in use")
 	}
 	writeToken(t, bobby.file, strings.TrimSpace(string(good)))
 	bobby.inUse(t)
+	if text := bobby.log.String(); strings.Count(text, "\n") != 1 || strings.Contains(text, "adf4238a") {
+		t.Errorf("it says:\n%s", text)
+	}
 
 	r.revoke(t, bobby.accessor)
 	if ev := down(); !strings.Contains(ev.Reason, textUnknownToken) || !strings.Contains(ev.Reason, "consul acl token create") ||

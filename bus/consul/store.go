@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"path"
 	"strings"
@@ -35,6 +36,9 @@ type Options struct {
 	Namespace, Partition string
 	// TLS overrides the TLS environment, field by field.
 	TLS api.TLSConfig
+
+	// Log hears of tokens that change. Nil: nobody does.
+	Log *slog.Logger
 
 	// RequestTimeout bounds every call that does not wait for a change; 0 means
 	// 10 s. (A server without a majority answers 500 after 7.7 s.)
@@ -69,6 +73,7 @@ type Store struct {
 	idle    func()      // closes idle connections of both
 	addr    string      // for people: "http://127.0.0.1:8500"
 
+	log      *slog.Logger
 	token    *token
 	rotation rotation
 	services services
@@ -104,12 +109,15 @@ func New(opt Options) (*Store, error) {
 	if opt.MaxWatches <= 0 {
 		opt.MaxWatches = defaultMaxWatches
 	}
+	if s.log = opt.Log; s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
 	token, err := tokenOf(opt)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}
 	token.changed = s.rotated
-	s.token = token
+	s.token, s.rotation.used = token, token.value
 	calls, addr, err := connect(opt, token, opt.MaxConns)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -150,6 +151,10 @@ func (s *Store) rotated() {
 type rotation struct {
 	sync.Mutex
 	due, running bool
+
+	// Of the running goroutine alone: which token was found to be no good and said to be, so that it is said once; and
+	// which is said to be in use.
+	bad, used string
 }
 
 // rotate tries the new token until Consul knows it, takes it into use, and registers anew: Consul's agent keeps the
@@ -179,8 +184,13 @@ func (s *Store) rotate() {
 }
 
 func (s *Store) rotateOnce(ctx context.Context) error {
+	r := &s.rotation
 	if next := s.token.candidate(); next != "" {
 		if err := s.knows(ctx, next); err != nil {
+			if errors.Is(err, bus.ErrForbidden) && r.bad != next {
+				r.bad = next
+				s.log.Warn("Consul does not know the new token; the old one stays in use, and the new one is tried again", "file", s.token.file)
+			}
 			return err
 		}
 		s.token.adopt(next)
@@ -191,6 +201,10 @@ func (s *Store) rotateOnce(ctx context.Context) error {
 		if _, err := s.register(ctx, svc); err != nil {
 			return err
 		}
+	}
+	if now := s.token.current(); r.used != now {
+		r.used = now
+		s.log.Info("a new Consul token is in use; the old one can be deleted", "file", s.token.file)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func (d *doctor) store(ctx context.Context) {
 		d.localStore(d.cfg.Mesh.DataDir)
 		return
 	}
-	s, err := openConsul(d.cfg)
+	s, err := openConsul(d.cfg, nil)
 	if err != nil {
 		d.fail("consul", err.Error(), "mend mesh.consul in "+d.file+", or the CONSUL_* variables")
 		return
@@ -74,7 +74,7 @@ func (d *doctor) consul(ctx context.Context, s *consul.Store) {
 
 	session, err := s.NewSession(ctx, bus.SessionOptions{Name: "gatemesh doctor", TTL: 10 * time.Second})
 	if err != nil {
-		d.fail("consul sessions", err.Error(), `give the token session_prefix "" { policy = "write" } (nomad/ has the whole policy)`)
+		d.fail("consul sessions", err.Error(), "gatemesh acl policy --config "+d.file+" --node NODE prints the rules; consul acl policy update -name NAME -rules @FILE")
 		return
 	}
 	defer func() { _ = s.DestroySession(context.WithoutCancel(ctx), session) }()
@@ -87,7 +87,7 @@ func (d *doctor) consul(ctx context.Context, s *consul.Store) {
 		_, err = s.Txn(ctx, []bus.Op{{Verb: bus.OpDelete, Key: key}})
 	}
 	if err != nil {
-		d.fail("consul KV", err.Error(), `give the token key_prefix "openclaw/" { policy = "write" } (nomad/ has the whole policy)`)
+		d.fail("consul KV", err.Error(), "gatemesh acl policy --config "+d.file+" --node NODE prints the rules; consul acl policy update -name NAME -rules @FILE")
 		return
 	}
 	d.ok("consul KV", "openclaw/ is writable")

@@ -28,11 +28,11 @@ func (s *Store) RegisterService(ctx context.Context, svc bus.Service) (string, e
 	if svc.ID == "" || svc.Name == "" {
 		return "", errors.New("register service: it needs an id and a name")
 	}
-	s.services.Lock()
-	defer s.services.Unlock()
 	check, err := s.register(ctx, svc)
 	if err == nil {
+		s.services.Lock()
 		s.services.byID[svc.ID] = svc
+		s.services.Unlock()
 	}
 	return check, err
 }
@@ -82,8 +82,8 @@ func (s *Store) DeregisterService(ctx context.Context, id string) error {
 	}
 	defer c.end()
 	s.services.Lock()
-	defer s.services.Unlock()
 	delete(s.services.byID, id)
+	s.services.Unlock()
 	err = s.calls.Agent().ServiceDeregisterOpts(id, c.query())
 	if err != nil && c.answer.status != http.StatusNotFound {
 		return s.fail(c, err)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -195,11 +197,14 @@ func (s *Store) rotateOnce(ctx context.Context) error {
 		}
 		s.token.adopt(next)
 	}
-	s.services.Lock()
-	defer s.services.Unlock()
-	for _, svc := range s.services.byID {
+	for _, svc := range s.services.all() {
 		if _, err := s.register(ctx, svc); err != nil {
 			return err
+		}
+		if !s.services.has(svc.ID) { // removed meanwhile
+			if err := s.DeregisterService(ctx, svc.ID); err != nil {
+				return err
+			}
 		}
 	}
 	if now := s.token.current(); r.used != now {
@@ -228,9 +233,21 @@ func (s *Store) knows(ctx context.Context, token string) error {
 	return nil
 }
 
-// services are what this store has registered and not removed. It is locked while that changes, so that nothing is
-// registered anew that is just being removed.
+// services are what this store has registered and not removed.
 type services struct {
 	sync.Mutex
 	byID map[string]bus.Service
+}
+
+func (s *services) all() []bus.Service {
+	s.Lock()
+	defer s.Unlock()
+	return slices.Collect(maps.Values(s.byID))
+}
+
+func (s *services) has(id string) bool {
+	s.Lock()
+	defer s.Unlock()
+	_, ok := s.byID[id]
+	return ok
 }

@@ -81,10 +81,15 @@ func unknownToken(resp *http.Response) bool {
 
 // send makes one request with the token.
 func (r recorder) send(req *http.Request, a *answer, token string) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	req.Header.Del("X-Consul-Token")
-	if token != "" {
-		req.Header.Set("X-Consul-Token", token)
+	if raw := a != nil && a.raw; raw || req.Header.Get("X-Consul-Token") != token {
+		req = req.Clone(req.Context()) // it is the client's
+		if raw {
+			req.URL.RawQuery += "&raw="
+		}
+		req.Header.Del("X-Consul-Token")
+		if token != "" {
+			req.Header.Set("X-Consul-Token", token)
+		}
 	}
 	if a != nil {
 		a.status = 0
@@ -94,9 +99,6 @@ func (r recorder) send(req *http.Request, a *answer, token string) (*http.Respon
 		if _, password, ok := req.BasicAuth(); ok && password != "" {
 			a.secrets = append(a.secrets, password)
 		}
-	}
-	if a != nil && a.raw {
-		req.URL.RawQuery += "&raw="
 	}
 	resp, err := r.next.RoundTrip(req)
 	if err != nil || a == nil {
@@ -194,7 +196,11 @@ func connect(opt Options, token *token, conns int) (connection, string, error) {
 		// The servers are near, and packing costs them more than sending.
 		DisableCompression: true,
 	}
-	config.HttpClient = &http.Client{Transport: recorder{next: transport, token: token}}
+	config.HttpClient = &http.Client{
+		Transport: recorder{next: transport, token: token},
+		// Go would send the token along, to any host.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	client, err := api.NewClient(config)
 	if err != nil {
 		return connection{}, "", err

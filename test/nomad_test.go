@@ -278,7 +278,7 @@ func commandLines(page string) []string {
 var bareWord = regexp.MustCompile(`^[a-z][a-z-]*$`)
 
 // takesName are the commands whose next word is somebody's name and no subcommand.
-var takesName = []string{"gatemesh inbox", "nomad job status"}
+var takesName = []string{"gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
 
 // subcommand is the words that name a command: up to the first flag, name or file.
 func subcommand(words []string) []string {

@@ -109,11 +109,17 @@ func TestGatewayUnderItsPolicy(t *testing.T) {
 		return string(out)
 	}
 	operator("acl", "policy", "create", "-name", "gatemesh-jerry", "-rules", "@"+rules)
-	made := parse[struct{ SecretID string }](t, operator("acl", "token", "create", "-policy-name", "gatemesh-jerry", "-format=json"))
-	if err := os.Rename(writeFile(t, token+".new", made.SecretID+"\n"), token); err != nil {
-		t.Fatal(err)
+	type made struct{ SecretID, AccessorID string }
+	give := func() made {
+		t.Helper()
+		m := parse[made](t, operator("acl", "token", "create", "-policy-name", "gatemesh-jerry", "-format=json"))
+		if err := os.Rename(writeFile(t, token+".new", m.SecretID+"\n"), token); err != nil {
+			t.Fatal(err)
+		}
+		return m
 	}
-	p.wait(0, "the store answers now")
+	old := give()
+	_, at := p.wait(0, "the store answers now")
 	line, _ = p.wait(0, "gateway is up")
 	up := parse[struct{ URL string }](t, line)
 	own = append(own, "GATEMESH_ADDR="+up.URL, "GATEMESH_TOKEN=the-token-of-this-test")
@@ -127,10 +133,24 @@ func TestGatewayUnderItsPolicy(t *testing.T) {
 	}
 	found, _ := examine(t, own, "--config", file)
 	wantFindings(t, found, map[string]string{"gateway": statusOK, "consul": statusOK, "consul sessions": statusOK, "consul KV": statusOK})
+
+	// The token is replaced, the rules are said again, and the old token is dead.
+	now := give()
+	p.wait(at, "a new Consul token is in use")
+	operator("acl", "token", "delete", "-accessor-id", old.AccessorID)
+	operator("acl", "policy", "update", "-name", "gatemesh-jerry", "-rules", "@"+rules)
+	if out := must(t, own, "ask", "--to", "echo", "hello again"); out != "hello again\n" {
+		t.Errorf("answer %q", out)
+	}
+	dead := exec.CommandContext(t.Context(), consul, "acl", "token", "read", "-self", "-token", old.SecretID)
+	dead.Env = append(os.Environ(), env...)
+	if out, err := dead.CombinedOutput(); err == nil || !strings.Contains(string(out), "ACL not found") {
+		t.Errorf("the old token lives: %v %s", err, out)
+	}
 	if code := p.end(syscall.SIGTERM); code != exitOK {
 		t.Errorf("status %d", code)
 	}
-	if text := p.text(); strings.Contains(text, made.SecretID) || strings.Contains(text, "00000000-0000-4000") {
+	if text := p.text(); strings.Contains(text, old.SecretID) || strings.Contains(text, now.SecretID) || strings.Contains(text, "00000000-0000-4000") {
 		t.Error("the log holds a token")
 	}
 }

@@ -55,13 +55,15 @@ func (s *said) String() string {
 
 var pair = bus.Topology{Agents: map[string][]string{"jerry": {"jerry-gateway"}, "bobby": {"bobby-gateway"}}}
 
-func (r *realm) member(t *testing.T, agent string) *member {
+// member starts one at server i.
+func (r *realm) member(t *testing.T, agent string, i int) *member {
 	t.Helper()
 	name := agent + "-gateway"
 	m := &member{policy: name, file: filepath.Join(t.TempDir(), "token"), events: make(chan bus.Event, 1<<14), log: &said{}}
-	r.policy(t, name, Policy(PolicyOptions{Role: RoleGateway, Gateway: name, Node: "server-1", Mesh: pair, Service: "openclaw"}))
+	r.policy(t, name, Policy(PolicyOptions{Role: RoleGateway, Gateway: name, Node: fmt.Sprintf("server-%d", i+1), Mesh: pair, Service: "openclaw"}))
 	r.giveNew(t, m)
-	m.store = open(t, Options{Address: r.Addr(0), TokenFile: m.file, Log: slog.New(slog.NewTextHandler(m.log, nil))})
+	m.store = open(t, Options{Address: r.Addr(i), TokenFile: m.file, Log: slog.New(slog.NewTextHandler(m.log, nil))})
+	eventually(t, "the member's server knows its token", longTime, func() bool { return m.store.knows(t.Context(), m.store.token.current()) == nil })
 	m.health = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(m.health.Close)
 	check := must(m.store.RegisterService(t.Context(), bus.Service{ID: "openclaw-" + name, Name: "openclaw", HealthURL: m.health.URL, Interval: time.Second}))(t)
@@ -153,8 +155,8 @@ func sessionOf(t *testing.T, s *Store, gateway string) string {
 // TestTokenRotation: each gateway's token is replaced twice while questions go to and fro. Nothing is refused, no
 // session is lost, the old tokens are dead, and a gateway that dies afterwards loses its locks as before.
 func TestTokenRotation(t *testing.T) {
-	r := newRealm(t, cluster.Options{})
-	jerry, bobby := r.member(t, "jerry"), r.member(t, "bobby")
+	r := newRealm(t, cluster.Options{Servers: 3})
+	jerry, bobby := r.member(t, "jerry", 1), r.member(t, "bobby", 2)
 	before := map[string]string{}
 	for _, gw := range []string{"jerry-gateway", "bobby-gateway"} {
 		before[gw] = sessionOf(t, r.admin, gw)
@@ -191,9 +193,12 @@ func TestTokenRotation(t *testing.T) {
 			m.inUse(t)
 			r.revoke(t, accessor)
 			flows("the old one is deleted")
-			old := open(t, Options{Address: r.Addr(0), Token: secret})
-			if _, err := old.Get(t.Context(), "openclaw/cluster/id"); !errors.Is(err, bus.ErrForbidden) || !strings.Contains(err.Error(), textUnknownToken) {
-				t.Errorf("round %d: the old token of %s lives: %v", round, m.Gateway(), err)
+			for i := range r.Servers() {
+				old := open(t, Options{Address: r.Addr(i), Token: secret})
+				eventually(t, fmt.Sprintf("round %d: the old token of %s is dead at server %d", round, m.Gateway(), i), longTime, func() bool {
+					_, err := old.Get(t.Context(), "openclaw/cluster/id")
+					return errors.Is(err, bus.ErrForbidden) && strings.Contains(err.Error(), textUnknownToken)
+				})
 			}
 		}
 	}
@@ -229,7 +234,7 @@ func TestTokenRotation(t *testing.T) {
 // itself when it is mended: when the file holds a good one, and when the policy has the rule again.
 func TestTokenRevoked(t *testing.T) {
 	r := newRealm(t, cluster.Options{})
-	jerry, bobby := r.member(t, "jerry"), r.member(t, "bobby")
+	jerry, bobby := r.member(t, "jerry", 0), r.member(t, "bobby", 0)
 	works := func(what string) {
 		t.Helper()
 		eventually(t, what, longTime, func() bool { return jerry.ask(t.Context(), "bobby", "hello") == nil })

@@ -214,7 +214,8 @@ func (s *Store) rotateOnce(ctx context.Context) error {
 	return nil
 }
 
-// knows is nil if Consul knows the token. It may not allow anything.
+// knows is nil if Consul knows the token, which may still allow nothing. The asked server answers from what it has: a
+// leader is ahead of it, and it decides itself who may register.
 func (s *Store) knows(ctx context.Context, token string) error {
 	c, err := s.begin(ctx, "try the new token", s.timeout)
 	if err != nil {
@@ -223,7 +224,9 @@ func (s *Store) knows(ctx context.Context, token string) error {
 	defer c.end()
 	c.answer.token = token
 	var self struct{}
-	_, err = s.calls.Raw().Query("/v1/acl/token/self", &self, c.query())
+	q := c.query()
+	q.AllowStale = true
+	_, err = s.calls.Raw().Query("/v1/acl/token/self", &self, q)
 	if err != nil && c.answer.status == http.StatusUnauthorized {
 		return nil // ACLs are off: every token is as good
 	}

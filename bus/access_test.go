@@ -3,9 +3,11 @@ package bus_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -114,5 +116,44 @@ func TestJanitorsDutyIsLeftToOthers(t *testing.T) {
 			b.Errorf("%d keys are left", n)
 		}
 		b.stop(g, h, k)
+	})
+}
+
+// TestForbiddenSendHarmsNoOther: a message to an agent that the rules do not know yet is refused, and what was to be
+// written with it is written.
+func TestForbiddenSendHarmsNoOther(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		g, h := b.gateway("jerry", nil), b.gateway("bobby", nil)
+		ok := func(context.Context, *bus.Incoming) error { return nil }
+		b.serve(h, bus.AgentSpec{ID: "bob"}, ok)
+		b.serve(h, bus.AgentSpec{ID: "new"}, ok)
+		shared := 0
+		g.store.Before(func(_ string, ops []bus.Op) error {
+			rings := func(agent string) bool {
+				return slices.ContainsFunc(ops, func(o bus.Op) bool { return o.Key == bus.Root+"inbox/"+agent+"/from/jerry" })
+			}
+			if !rings("new") {
+				return nil
+			}
+			if rings("bob") {
+				shared++
+			}
+			return fmt.Errorf("%w: by the test", bus.ErrForbidden)
+		})
+		var wg sync.WaitGroup
+		for i := range 20 {
+			to := []string{"bob", "new"}[i%2]
+			wg.Go(func() {
+				_, err := g.Send(b.Context(), bus.Outgoing{To: envelope.Address{Agent: to}, From: "user", Payload: envelope.TextPayload("x")})
+				if forbidden := errors.Is(err, bus.ErrForbidden); to == "bob" && err != nil || to == "new" && !forbidden {
+					b.Errorf("to %s: %v", to, err)
+				}
+			})
+		}
+		wg.Wait()
+		if shared == 0 {
+			b.Error("no batch held both: this test shows nothing")
+		}
+		b.stop(g, h)
 	})
 }

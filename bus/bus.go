@@ -28,6 +28,10 @@ type Config struct {
 	// and pauses run on the monotonic clock, whatever it says.
 	Clock func() time.Time
 
+	// Authorize decides whether a message may be handed to the agent that it is for: nil is yes, an error becomes the
+	// reason of its dead letter (class unauthorised). It is asked before every attempt and must not block. nil: all may.
+	Authorize func(Invocation) error
+
 	// URL is where other gateways and people reach this one; Version is its build.
 	URL, Version string
 	// ClusterID and Deployment are the plan's cluster block.
@@ -121,6 +125,7 @@ type Bus struct {
 	elector  *elector
 	registry *registry
 	workers  *workers
+	packer   packer
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -150,6 +155,9 @@ func New(cfg Config) (*Bus, error) {
 	}
 	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
 		stopped: make(chan struct{}), fatal: make(chan error, 1)}
+	if b.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
 	b.session = newSession(b)
 	b.writer = newWriter(b)
 	b.outbox = newOutbox(b)

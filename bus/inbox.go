@@ -364,7 +364,7 @@ func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
 	g, ctx := errgroup.WithContext(ib.intake)
 	for i := range values {
 		g.Go(func() (err error) {
-			values[i], err = ib.b.store.Read(ctx, slotKey(from, ib.spec.ID, first+uint64(i)))
+			values[i], err = ib.b.readSlot(ctx, slotKey(from, ib.spec.ID, first+uint64(i)))
 			return err
 		})
 	}

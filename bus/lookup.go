@@ -199,7 +199,7 @@ func (b *Bus) findInLanes(ctx context.Context, st *Status) (bool, error) {
 		return false, fmt.Errorf("list lanes: %w", err)
 	}
 	for _, k := range keys[:min(len(keys), maxSlotsRead)] {
-		value, err := b.store.Read(ctx, k)
+		value, err := b.readSlot(ctx, k)
 		if err != nil {
 			return false, fmt.Errorf("read %s: %w", k, err)
 		}

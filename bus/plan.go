@@ -25,7 +25,9 @@ type plan struct {
 
 type laneWrite struct {
 	// big is an entry that is put into its slot before the transaction that names it.
-	big    []byte
+	big []byte
+	// put: it is in its slot already, since the transaction before.
+	put    bool
 	lane   *lane
 	op     int
 	seq    uint64
@@ -46,11 +48,15 @@ type pendingWrite struct {
 	pendingOp
 }
 
-// build lays a batch out as one transaction. It changes nothing but to load lanes.
-func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
+// build lays a batch out as one transaction, with what was done for it ahead (nil: nothing). It changes nothing
+// but to load lanes.
+func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, error) {
 	p := &plan{units: batch, owners: map[*inbox]int{}, resolved: map[*laneEntry]int{}, freed: map[*lane]int{}, witness: -1, session: w.b.session.id()}
 	p.add(Op{Verb: OpCheckSession, Key: gatewayLockKey(w.b.cfg.Gateway), Session: p.session})
 	now := envelope.At(w.b.now())
+	if a != nil && len(a.entries) > 0 {
+		now = a.at
+	}
 
 	var order []string
 	byLane := map[string][][]byte{}
@@ -91,7 +97,7 @@ func (w *writer) build(ctx context.Context, batch []*unit) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.appendLane(w.b.cfg.Gateway, l, byLane[to], now)
+		p.appendLane(w.b, l, byLane[to], now, a.entry(l, len(byLane[to])))
 	}
 	for _, s := range sources {
 		p.appendPage(s, bySource[s])
@@ -146,12 +152,15 @@ func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
 }
 
 // appendLane puts items into a lane as one entry: inside the bell when the receiver has
-// taken all before it, else into a slot of its own.
-func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time) {
-	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items))}
-	e := encodeEntry(lw.seq, lw.count, now, items)
-	var value []byte
-	if l.cursor.Load() >= l.seq && len(e) <= bellInline {
+// taken all before it, else into a slot of its own. done is that entry if it is in its slot already.
+func (p *plan) appendLane(b *Bus, l *lane, items [][]byte, now envelope.Time, done *aheadEntry) {
+	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items)), put: done != nil}
+	gw := b.cfg.Gateway
+	var e, value []byte
+	if !lw.put {
+		e = encodeEntry(lw.seq, lw.count, now, items)
+	}
+	if !lw.put && l.cursor.Load() >= l.seq && len(e) <= bellInline {
 		lw.inline = e
 		value = encodeBell(lw.seq, lw.count, e)
 	} else {
@@ -159,9 +168,11 @@ func (p *plan) appendLane(gw string, l *lane, items [][]byte, now envelope.Time)
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
 			lw.slots = append(lw.slots, l.seq)
 		}
-		if len(e) > bigEntry {
-			lw.big = e
-		} else {
+		switch {
+		case lw.put:
+		case len(e) > bigEntry:
+			lw.big = b.packer.pack(e)
+		default:
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
 		}
 		lw.slots = append(lw.slots, lw.seq)
@@ -210,12 +221,14 @@ func (p *plan) appendPage(s *source, receipts []receipt) {
 	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
 }
 
-// joinReceipt adds a receipt to a list, to the last one's messages if it says the same.
+// joinReceipt adds a receipt to a list, to the last one's messages if it says the same. The list has messages
+// of its own: r stays as it is, for the next try.
 func joinReceipt(list []receipt, r receipt) []receipt {
 	if n := len(list); n > 0 && list[n-1].joins(r) {
-		list[n-1].IDs = append(list[n-1].IDs[:len(list[n-1].IDs):len(list[n-1].IDs)], r.IDs...)
+		list[n-1].IDs = append(list[n-1].IDs, r.IDs...)
 		return list
 	}
+	r.IDs = slices.Clone(r.IDs)
 	return append(list, r)
 }
 

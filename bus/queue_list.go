@@ -140,7 +140,7 @@ func (b *Bus) tasksInLane(ctx context.Context, queue, from string, bp Pair, seen
 		entries++
 		raw := []byte(bl.Entry)
 		if n < bl.Seq || len(raw) == 0 {
-			if raw, err = b.store.Read(ctx, slotKey(from, queue, n)); err != nil {
+			if raw, err = b.readSlot(ctx, slotKey(from, queue, n)); err != nil {
 				return fmt.Errorf("read lane of %s: %w", queue, err)
 			}
 		}

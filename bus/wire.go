@@ -71,6 +71,9 @@ type receiptHead struct {
 // decodeEntry reads an entry. The envelopes are cut out without being looked at: whoever
 // decodes them does that, and doing it twice would be most of the receiver's work.
 func decodeEntry(raw []byte) (entry, error) {
+	if bytes.HasPrefix(raw, frameMagic) {
+		return entry{}, fmt.Errorf("%w: its frame is damaged", errUnreadable)
+	}
 	if e, ok := cutEntry(raw); ok {
 		return e, nil
 	}

@@ -166,10 +166,15 @@ func (u *unit) inTxn() int {
 // hard ends.
 func (w *writer) run(ctx, hard context.Context) {
 	defer close(w.done)
+	var next *ahead
 	for {
-		batch := w.take()
-		if len(batch) > 0 {
-			w.commit(hard, batch)
+		if next == nil {
+			if units := w.take(); len(units) > 0 {
+				next = &ahead{units: units}
+			}
+		}
+		if next != nil {
+			next = w.commit(hard, next)
 			continue
 		}
 		select {
@@ -279,15 +284,18 @@ func (w *writer) take() []*unit {
 }
 
 // commit writes a batch: tries, finds out what became of a try whose answer was lost, and
-// tries again until every unit is written, refused or given up by its caller.
-func (w *writer) commit(ctx context.Context, batch []*unit) {
+// tries again until every unit is written, refused or given up by its caller. It returns the batch
+// that was begun meanwhile, nil when none was.
+func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
+	a.wait()
+	batch := a.units
 	wait := newBackoff()
 	var tries []*plan // whose outcome is not known
 	refusals := 0
 	for len(batch) > 0 {
 		if ctx.Err() != nil {
 			fail(batch, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ErrStopped))
-			return
+			return nil
 		}
 		if len(tries) > 0 {
 			// Nothing may be written before it is known where the store stands.
@@ -307,9 +315,13 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 		}
 		batch = w.giveUp(batch, len(tries) > 0)
 		if len(batch) == 0 {
-			return
+			return nil
 		}
-		p, err := w.build(ctx, batch)
+		if a != nil && len(batch) != len(a.units) {
+			a = nil // what was laid out holds more than is left
+		}
+		p, err := w.build(ctx, batch, a)
+		a = nil // good for one try: after that the lanes may stand elsewhere
 		if err == nil {
 			err = w.putBig(ctx, p)
 		}
@@ -318,13 +330,15 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 			err = w.limit.Wait(ctx)
 		}
 		if err == nil {
+			next := w.lookAhead(ctx, p)
 			var pairs []Pair
 			pairs, err = w.b.store.Txn(ctx, p.ops)
 			if err == nil {
 				w.b.storeUp()
 				w.applied(p, func(op int) uint64 { return pairs[op].ModifyIndex })
-				return
+				return next
 			}
+			w.giveBack(next)
 		}
 		var refused *TxnError
 		switch {
@@ -340,13 +354,13 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 			// A key that the access rules do not know (an agent that is new) must not take the rest with it.
 			if len(batch) == 1 {
 				fail(batch, err)
-				return
+				return nil
 			}
 			w.requeue(batch[len(batch)/2:])
 			batch = batch[:len(batch)/2]
 		case errors.Is(err, ErrClosed):
 			fail(batch, err)
-			return
+			return nil
 		default:
 			if p != nil {
 				tries = append(tries, p)
@@ -355,6 +369,7 @@ func (w *writer) commit(ctx context.Context, batch []*unit) {
 			w.b.pause(ctx, wait, err)
 		}
 	}
+	return nil
 }
 
 // putBig writes the slots of a plan's big entries. Until a bell names them nobody reads them,

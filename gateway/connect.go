@@ -46,7 +46,8 @@ func (g *Gateway) connect(ctx context.Context) error {
 		ClusterID: m.Cluster.ID, Deployment: m.Cluster.Deployment, SessionTTL: m.SessionTTL, Heartbeat: m.HeartbeatInterval,
 		TTL: m.DefaultTTL, MaxHops: min(m.DefaultMaxHops, envelope.MaxHops), MaxPayload: int(m.MaxPayload), ResultRetention: m.ResultRetention,
 		DrainGrace: g.deps.DrainGrace, MaxInbox: m.MaxInbox, MaxWrites: m.MaxWrites, DeadRetention: m.DeadRetention,
-		Retry: bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
+		Authorize: g.policy.authorize,
+		Retry:     bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
 	}
 	if check != "" {
 		cfg.SessionChecks = []string{check}
@@ -157,7 +158,7 @@ func (g *Gateway) register(ctx context.Context) (string, error) {
 		ID: g.serviceID(), Name: g.start.Mesh.Service.Name, Address: host, Port: port,
 		Tags:      []string{"openclaw", "gateway", "gatemesh"},
 		Meta:      map[string]string{"gateway": g.name, "version": g.deps.Version, "url": g.url},
-		HealthURL: "http://" + localAddr(g.listener.Addr()) + "/health", Interval: healthEvery,
+		HealthURL: g.scheme() + "://" + localAddr(g.listener.Addr()) + "/health", Interval: healthEvery,
 	})
 	if err != nil {
 		return "", fmt.Errorf("register service: %w", err)
@@ -204,20 +205,28 @@ func (g *Gateway) keepService() {
 	}
 }
 
+// scheme is what the port speaks.
+func (g *Gateway) scheme() string {
+	if g.cert != nil {
+		return "https"
+	}
+	return "http"
+}
+
 // advertisedURL is where others reach a gateway that listens on addr.
-func advertisedURL(configured string, addr net.Addr) string {
+func advertisedURL(configured string, addr net.Addr, scheme string) string {
 	if configured != "" {
 		return configured
 	}
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
-		return "http://" + addr.String()
+		return scheme + "://" + addr.String()
 	}
 	ip := tcp.IP
 	if ip.IsUnspecified() {
 		ip = outwardIP()
 	}
-	return "http://" + net.JoinHostPort(ip.String(), strconv.Itoa(tcp.Port))
+	return scheme + "://" + net.JoinHostPort(ip.String(), strconv.Itoa(tcp.Port))
 }
 
 // outwardIP is this machine's first address beyond loopback, IPv4 before IPv6.

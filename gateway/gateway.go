@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -46,11 +47,17 @@ type Gateway struct {
 	start *Config // what this process was started with
 
 	settings atomic.Pointer[settings]
+	policy   livePolicy
 	agents   map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	metrics  *metrics
 	hub      *hub
 	ids      idLocks
-	guard    *guard
+	guard    atomic.Pointer[guard]
+	// Requests refused for a wrong token, and for none.
+	wrong, missing attempts
+
+	cert   *certificate // nil: no TLS
+	limits limits
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -112,9 +119,17 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g := &Gateway{
 		deps: deps, log: deps.Logger, name: cfg.Mesh.Gateway, start: cfg, last: cfg,
 		agents: map[string]*liveAgent{}, service: make(chan struct{}, 1), done: make(chan struct{}),
-		guard: newGuard(cfg.Gateway.Auth),
+		limits: defaultLimits,
+	}
+	g.guard.Store(newGuard(cfg.Gateway))
+	var err error
+	if g.cert, err = newCertificate(cfg.Gateway.TLS, g.log); err != nil {
+		return nil, err
 	}
 	g.settings.Store(settingsOf(cfg))
+	if err := g.policy.set(cfg); err != nil {
+		return nil, err
+	}
 	g.notReady("starting")
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
@@ -163,7 +178,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
-		"agents", strings.Join(agents, ","), "version", g.deps.Version, "token", g.guard.required())
+		"agents", strings.Join(agents, ","), "version", g.deps.Version, "tls", g.cert != nil, "token", !g.guard.Load().open)
 	return nil
 }
 
@@ -196,21 +211,42 @@ func (g *Gateway) listen(ctx context.Context) error {
 			return fmt.Errorf("listen on %s: %w (is another gateway running? change gateway.port or gateway.bind)", g.start.ListenAddr(), err)
 		}
 	}
+	if g.guard.Load().open && !loopbackAddr(l.Addr()) {
+		_ = l.Close()
+		return fmt.Errorf("listen on %s, which others can reach, needs a token: set gateway.auth", l.Addr())
+	}
 	g.listener = l
-	g.url = advertisedURL(g.start.Mesh.AdvertiseURL, l.Addr())
+	g.url = advertisedURL(g.start.Mesh.AdvertiseURL, l.Addr(), g.scheme())
 	return nil
 }
 
+// limits are how long a client may take and how much it may say before its request is read.
+type limits struct {
+	// header bounds the TLS handshake and, from the first byte, the header; request all of it and the writing of the
+	// answer (waiting on purpose comes on top); idle a connection without a request.
+	header, request, idle time.Duration
+	headerBytes           int
+}
+
+var defaultLimits = limits{header: 10 * time.Second, request: ioTimeout, idle: 2 * time.Minute, headerBytes: 64 << 10}
+
 // serve answers HTTP from now on.
 func (g *Gateway) serve() {
+	// HTTP/1.1 alone: a WebSocket needs it, and HTTP/2 has limits of its own that would have to be watched.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	srv := &http.Server{
 		Handler:           g.handler(),
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       ioTimeout,
-		WriteTimeout:      ioTimeout,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: g.limits.header,
+		ReadTimeout:       g.limits.request,
+		WriteTimeout:      g.limits.request,
+		IdleTimeout:       g.limits.idle,
+		MaxHeaderBytes:    g.limits.headerBytes,
+		Protocols:         &protocols,
 		ErrorLog:          g.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	if g.cert != nil {
+		g.listener = tls.NewListener(g.listener, g.cert.config())
 	}
 	g.run(func() {
 		if err := srv.Serve(g.listener); !errors.Is(err, http.ErrServerClosed) {

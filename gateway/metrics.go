@@ -14,8 +14,12 @@ import (
 	"github.com/gatemesh/gatemesh/bus"
 )
 
-// scrapeTimeout bounds what a scrape asks the store.
-const scrapeTimeout = 2 * time.Second
+const (
+	// scrapeTimeout bounds what a scrape asks the store.
+	scrapeTimeout = 2 * time.Second
+	// maxScrapes bounds the scrapes at a time; further ones are answered 503.
+	maxScrapes = 4
+)
 
 // eventNames are the values of the label event; what is not here counts as "other".
 var eventNames = []string{
@@ -41,6 +45,7 @@ type metrics struct {
 	owned, store              prometheus.Gauge
 	requests                  *prometheus.CounterVec
 	requestSeconds            *prometheus.HistogramVec
+	denied                    *prometheus.CounterVec
 	waiting, clients, dropped *prometheus.Desc
 	known                     map[string]bool
 
@@ -66,6 +71,7 @@ func newMetrics(g *Gateway, version string) *metrics {
 		requests:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_requests_total", Help: "HTTP requests by route and status."}, []string{"route", "code"}),
 		requestSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "gatemesh_http_request_seconds",
 			Help: "Time to answer HTTP requests by route; those that wait on purpose included.", Buckets: latency}, []string{"route"}),
+		denied:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_denied_total", Help: "HTTP requests that were refused before their route saw them, by reason."}, []string{"reason"}),
 		waiting: prometheus.NewDesc("gatemesh_inbox_waiting", "Messages in the lanes of an agent's inbox that nobody has taken; absent while the store does not answer.", []string{"agent"}, nil),
 		clients: prometheus.NewDesc("gatemesh_stream_clients", "Clients of the event stream.", nil, nil),
 		dropped: prometheus.NewDesc("gatemesh_stream_dropped_total", "Clients of the event stream that were cut off because they were too slow.", nil, nil),
@@ -77,7 +83,10 @@ func newMetrics(g *Gateway, version string) *metrics {
 		m.known[e] = true
 		m.messages.WithLabelValues(e)
 	}
-	m.registry.MustRegister(m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.retries, m.owned, m.store, m.requests,
+	for _, r := range deniedReasons {
+		m.denied.WithLabelValues(r)
+	}
+	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.retries, m.owned, m.store, m.requests,
 		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -148,7 +157,8 @@ func (m *metrics) request(route string, code int, took time.Duration) {
 }
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	// Anybody may ask, and each answer reads from the store.
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
 // scraped is what is looked up when somebody asks.

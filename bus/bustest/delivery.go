@@ -55,6 +55,7 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"NeverIsFinal", neverFinal},
 		{"DuplicateIsOneEffect", duplicates},
 		{"LostReplyLostRequest", lostReplies},
+		{"FloodWithLosses", flood},
 		{"HandoverOnStop", handover},
 		{"DeposedOwnerCannotWrite", deposed},
 		{"LockIsCheckedByTheStore", fenced},

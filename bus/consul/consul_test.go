@@ -56,6 +56,7 @@ func TestOneServer(t *testing.T) {
 	t.Run("Limits", func(t *testing.T) { testLimits(t, s) })
 	t.Run("Sessions", func(t *testing.T) { testSessions(t, s, c.Token()) })
 	t.Run("ServiceCheckEndsSession", func(t *testing.T) { testServiceCheck(t, s) })
+	t.Run("ServiceCheckOverTLS", func(t *testing.T) { testServiceCheckTLS(t, s) })
 	t.Run("Servers", func(t *testing.T) { testServers(t, s) })
 	t.Run("WatchBlackholed", func(t *testing.T) { testBlackhole(t, c) })
 	t.Run("Suite", func(t *testing.T) {
@@ -316,6 +317,28 @@ func testServiceCheck(t *testing.T, s *Store) {
 		if err := s.DeregisterService(ctx, svc.ID); err != nil {
 			t.Errorf("deregister: %v", err)
 		}
+	}
+}
+
+// testServiceCheckTLS: the agent also asks a gateway that shows a certificate for another name, of a CA that it
+// does not know.
+func testServiceCheckTLS(t *testing.T, s *Store) {
+	asked := make(chan struct{}, 1)
+	health := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	}))
+	defer health.Close()
+	must(s.RegisterService(t.Context(), bus.Service{ID: "gatemesh-tls", Name: "gatemesh", HealthURL: health.URL, Interval: time.Second}))(t)
+	select {
+	case <-asked:
+	case <-time.After(15 * time.Second):
+		t.Error("the agent never asked")
+	}
+	if err := s.DeregisterService(t.Context(), "gatemesh-tls"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -331,14 +331,13 @@ func median(x []float64) float64 {
 // writesPerMessage counts transactions, and on Consul checks the count against the Raft log.
 func (m *benchMesh) writesPerMessage(ctx context.Context, index func(context.Context) (uint64, error)) (float64, error) {
 	const n = 100
-	payload := benchText()
 	i0, err := index(ctx)
 	if err != nil {
 		return 0, err
 	}
 	w0 := m.writes.Load()
 	for range n {
-		o := m.out(emptyAgent, payload)
+		o := m.out(emptyAgent, benchText())
 		kc := make(chan time.Time, 1)
 		m.mu.Lock()
 		m.known[o.ID] = kc

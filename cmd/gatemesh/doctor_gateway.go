@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -55,16 +56,28 @@ func (d *doctor) gateway(ctx context.Context) error {
 	st, err := c.status(ctx)
 	switch {
 	case hasCode(err, gateway.CodeUnauthorized):
-		d.fail("token", "the gateway refuses it", "export GATEMESH_TOKEN=... (the value of gateway.auth.token, or of OPENCLAW_GATEWAY_TOKEN where the gateway runs)")
+		d.fail("token", "the gateway refuses it: "+firstClause(err), "export GATEMESH_TOKEN=... (one that gateway.auth knows; gatemesh token create makes one)")
+		return nil
+	case hasCode(err, gateway.CodeRole):
+		d.fail("token", firstClause(err), "export GATEMESH_TOKEN=... (one with that role; gatemesh token create --role read makes one)")
+		return nil
+	case hasCode(err, gateway.CodeRateLimited):
+		d.fail("token", firstClause(err), "wait a minute, and look in the log of "+health.Gateway+" who sends the wrong ones")
 		return nil
 	case err != nil:
 		d.fail("token", err.Error(), "look at the log of "+health.Gateway)
 		return nil
 	}
-	if c.token == "" {
+	switch {
+	case st.Caller != "":
+		d.ok("token", "accepted: "+st.Caller+", role "+st.Role)
+	case c.token == "":
 		d.ok("token", "the gateway asks for none")
-	} else {
+	default:
 		d.ok("token", "accepted")
+	}
+	if c.base.Scheme == "http" && !loopbackHost(c.base.Hostname()) {
+		d.warn("tls", "token and messages cross the network to "+c.base.Host+" readable", "set gateway.tls there and write https:// in GATEMESH_ADDR")
 	}
 	if st.Ready {
 		d.ok("ready", fmt.Sprintf("%s accepts messages; store: %s", st.Gateway, st.Store))
@@ -73,6 +86,17 @@ func (d *doctor) gateway(ctx context.Context) error {
 	}
 	d.mesh(ctx, c)
 	return nil
+}
+
+// firstClause is an error without what client.refused says of mending it.
+func firstClause(err error) string {
+	text, _, _ := strings.Cut(err.Error(), " (")
+	return text
+}
+
+func loopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // clock compares this machine's clock with the Date header of an answer, which counts in

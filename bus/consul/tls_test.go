@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
@@ -81,6 +83,40 @@ func TestMutualTLS(t *testing.T) {
 				t.Errorf("no %s in %v", tt.says, err)
 			}
 		})
+	}
+}
+
+// TestClientCertificateIsRenewed: a certificate that is replaced is used with the next connection.
+func TestClientCertificateIsRenewed(t *testing.T) {
+	r := cluster.ForTestWith(t, cluster.Options{MutualTLS: true})
+	right := r.Certificates()
+	own, err := cluster.NewCertificates(t.TempDir()) // of an authority that the server does not know
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Options{Address: r.Addr(0), TLS: api.TLSConfig{CAFile: right.CA, CertFile: own.ClientCert, KeyFile: own.ClientKey}})
+	if _, err := s.Get(t.Context(), "k"); !errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "CONSUL_CLIENT_CERT") {
+		t.Fatalf("a stranger's certificate: %v", err)
+	}
+	for from, to := range map[string]string{right.ClientCert: own.ClientCert, right.ClientKey: own.ClientKey} {
+		raw, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Get(t.Context(), "k"); err != nil {
+		t.Errorf("the new certificate: %v", err)
+	}
+	// One that is being written does no harm.
+	if err := os.WriteFile(own.ClientKey, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.idle()
+	if _, err := s.Get(t.Context(), "k"); err != nil {
+		t.Errorf("half a key: %v", err)
 	}
 }
 

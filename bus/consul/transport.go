@@ -3,12 +3,14 @@ package consul
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -182,6 +184,18 @@ func connect(opt Options, token *token, conns int) (connection, string, error) {
 	tlsConfig, err := api.SetupTLSConfig(&config.TLSConfig)
 	if err != nil {
 		return connection{}, "", fmt.Errorf("%w (files: CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY)", err)
+	}
+	if certFile, keyFile := config.TLSConfig.CertFile, config.TLSConfig.KeyFile; len(tlsConfig.Certificates) == 1 && certFile != "" && keyFile != "" {
+		// Read for each connection, so that a renewed one needs no restart.
+		var good atomic.Pointer[tls.Certificate]
+		good.Store(&tlsConfig.Certificates[0])
+		tlsConfig.Certificates = nil
+		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if now, err := tls.LoadX509KeyPair(certFile, keyFile); err == nil {
+				good.Store(&now)
+			} // else it may be being written
+			return good.Load(), nil
+		}
 	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,

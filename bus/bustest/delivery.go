@@ -23,6 +23,25 @@ const longest = 30 * time.Second
 // implementation. open returns a new client of one and the same store at each call; the
 // suite uses names of its own in every subtest, so the store may be shared.
 func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
+	deliver(t, func(t *testing.T) func(string) bus.Store {
+		o := open(t)
+		return func(string) bus.Store { return o() }
+	})
+}
+
+// DeliveryAs is [Delivery] on a store with access rules: open returns a client with the rights of a gateway of
+// mesh, or, for "", of somebody who may do everything.
+func DeliveryAs(t *testing.T, open func(t *testing.T) func(mesh bus.Topology, gateway string) bus.Store) {
+	deliver(t, func(t *testing.T) func(string) bus.Store {
+		o := open(t)
+		return func(gateway string) bus.Store {
+			_, tag, _ := strings.Cut(gateway, "-")
+			return o(tagged(mayDo, tag), gateway)
+		}
+	})
+}
+
+func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store) {
 	for _, tc := range []struct {
 		name string
 		run  func(*world)
@@ -61,7 +80,7 @@ func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
-			_, w.slow = w.open().(bus.Registrar)
+			_, w.slow = w.open("").(bus.Registrar)
 			tc.run(w)
 		})
 	}
@@ -167,7 +186,7 @@ func crash(w *world, n *node) {
 	}
 }
 
-func (w *world) admin() bus.Store { return w.open() }
+func (w *world) admin() bus.Store { return w.open("") }
 
 func (w *world) lockSession(key string) string {
 	w.Helper()

@@ -431,6 +431,23 @@ func TestAddresses(t *testing.T) {
 
 // TestTransports: a unix socket and TLS by environment, both with connections that
 // are used again.
+// TestRedirects: the token goes to nobody but Consul.
+func TestRedirects(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s came with the token %q", r.Method, r.URL, r.Header.Get("X-Consul-Token"))
+	}))
+	t.Cleanup(other.Close)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(srv.Close)
+	for name, call := range calls(open(t, Options{Address: srv.URL, Token: canary})) {
+		if err := call(t.Context()); err == nil {
+			t.Errorf("%s: a redirect is taken for an answer", name)
+		}
+	}
+}
+
 func TestTransports(t *testing.T) {
 	var conns atomic.Int32
 	newServer := func(ln net.Listener) *httptest.Server {

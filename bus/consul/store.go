@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"path"
 	"strings"
@@ -26,7 +27,8 @@ type Options struct {
 	Address string
 	// Token overrides CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE.
 	Token string
-	// TokenFile is read once, by New. It wins over Token.
+	// TokenFile holds the token, and is read again when it changes: a new token is used as soon as Consul
+	// knows it, without a restart. It wins over Token, which is used while the file is empty.
 	TokenFile string
 	// Datacenter is asked instead of the agent's own.
 	Datacenter string
@@ -34,6 +36,9 @@ type Options struct {
 	Namespace, Partition string
 	// TLS overrides the TLS environment, field by field.
 	TLS api.TLSConfig
+
+	// Log hears of tokens that change. Nil: nobody does.
+	Log *slog.Logger
 
 	// RequestTimeout bounds every call that does not wait for a change; 0 means
 	// 10 s. (A server without a majority answers 500 after 7.7 s.)
@@ -68,6 +73,11 @@ type Store struct {
 	idle    func()      // closes idle connections of both
 	addr    string      // for people: "http://127.0.0.1:8500"
 
+	log      *slog.Logger
+	token    *token
+	rotation rotation
+	services services
+
 	timeout time.Duration
 	wait    time.Duration
 
@@ -86,7 +96,7 @@ var (
 // New returns a store. It does not connect: that Consul cannot be reached is the
 // first call's error. It fails on settings that can never work.
 func New(opt Options) (*Store, error) {
-	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait}
+	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait, services: services{byID: map[string]bus.Service{}}}
 	if s.timeout <= 0 {
 		s.timeout = defaultRequestTimeout
 	}
@@ -99,11 +109,20 @@ func New(opt Options) (*Store, error) {
 	if opt.MaxWatches <= 0 {
 		opt.MaxWatches = defaultMaxWatches
 	}
-	calls, addr, err := connect(opt, opt.MaxConns)
+	if s.log = opt.Log; s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	token, err := tokenOf(opt)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}
-	watches, _, err := connect(opt, opt.MaxWatches)
+	token.changed = s.rotated
+	s.token, s.rotation.used = token, token.value
+	calls, addr, err := connect(opt, token, opt.MaxConns)
+	if err != nil {
+		return nil, fmt.Errorf("consul settings: %w", err)
+	}
+	watches, _, err := connect(opt, token, opt.MaxWatches)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}

@@ -69,6 +69,7 @@
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
+//	acl policy       HCL, with --json too
 //	config show      the effective configuration, in the shape of the file
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
 //	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}

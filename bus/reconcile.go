@@ -217,8 +217,8 @@ func (r *reconciler) clearGone(ctx context.Context) error {
 		{Verb: OpLock, Key: janitor, Session: session, Value: mustEncode(map[string]string{"gateway": b.cfg.Gateway})},
 	})
 	var refused *TxnError
-	if errors.As(err, &refused) {
-		return nil // another one does it
+	if errors.As(err, &refused) || errors.Is(err, ErrForbidden) {
+		return nil // another one does it, or is the one that may
 	}
 	if err != nil {
 		return fmt.Errorf("take the janitor's duty: %w", err)

@@ -273,6 +273,45 @@ func TestTrustEndsBeforeTheLease(t *testing.T) {
 	})
 }
 
+// A server that answers for a moment as if the session had never been (Consul's leader after a restart, as long as
+// it replays) takes nothing from its gateway: the lock stands, so the session does.
+func TestServerThatForgot(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		jerry := b.gateway("jerry", nil)
+		b.serve(jerry, bus.AgentSpec{ID: "bob"}, func(context.Context, *bus.Incoming) error { return nil })
+		forgot := 0
+		jerry.store.Before(func(call string, _ []bus.Op) error {
+			if call == bustest.CallRenewSession && forgot < 3 {
+				forgot++
+				return bus.ErrNoSession
+			}
+			return nil
+		})
+		b.pass(20 * time.Second)
+		if forgot != 3 {
+			b.Fatalf("%d renewals", forgot)
+		}
+		select {
+		case err := <-jerry.Fatal():
+			b.Fatalf("it stops: %v", err)
+		default:
+		}
+		jerry.mu.Lock()
+		for _, ev := range jerry.events {
+			if ev.Event == bus.EventDeposed || ev.Event == bus.EventReleased {
+				b.Errorf("%s lost %s", ev.Gateway, ev.To)
+			}
+		}
+		jerry.mu.Unlock()
+		id := b.send(jerry, "bob", "x", nil)
+		b.pass(time.Second)
+		if !jerry.facts(id).Acked {
+			b.Errorf("%+v", jerry.facts(id))
+		}
+		b.stop(jerry)
+	})
+}
+
 // The last process started under a name has it; the one before learns that and stops for good.
 func TestNameIsTakenOver(t *testing.T) {
 	inBubble(t, func(b *bubble) {

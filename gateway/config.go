@@ -91,7 +91,8 @@ type TrustConfig struct {
 // CONSUL_HTTP_TOKEN and their family, which Consul's client reads itself.
 type ConsulConfig struct {
 	Address    string `json:"address" doc:"host:port or URL of the agent. Empty: CONSUL_HTTP_ADDR, else 127.0.0.1:8500."`
-	Token      string `json:"token" cfg:"secret" doc:"ACL token. Empty: CONSUL_HTTP_TOKEN."`
+	Token      string `json:"token" cfg:"secret" doc:"ACL token. Empty: CONSUL_HTTP_TOKEN. A new one needs a restart; one in tokenFile does not."`
+	TokenFile  string `json:"tokenFile" doc:"File with the ACL token, read again when it changes. Empty: CONSUL_HTTP_TOKEN_FILE. It wins over token."`
 	Datacenter string `json:"datacenter" doc:"Datacenter. Empty: the agent's own."`
 }
 

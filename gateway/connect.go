@@ -93,7 +93,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 func (g *Gateway) storeMissing(err error) {
 	fix := "start it, or correct mesh.store and mesh.consul.address (CONSUL_HTTP_ADDR); no restart is needed"
 	if errors.Is(err, bus.ErrForbidden) {
-		fix = "give mesh.consul.token (CONSUL_HTTP_TOKEN) the rights for openclaw/, sessions and the service; a new token needs a restart"
+		fix = "gatemesh acl policy prints the rules that this gateway needs; a new rule, or a new token in mesh.consul.tokenFile (CONSUL_HTTP_TOKEN_FILE), needs no restart"
 	}
 	g.notReady(fmt.Sprintf("%s cannot be used: %v", g.deps.Store.Describe(), err))
 	g.log.Error("the store cannot be used; the gateway stays up and goes on trying", "store", g.deps.Store.Describe(), "error", err, "fix", fix)

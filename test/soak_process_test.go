@@ -43,6 +43,7 @@ func (p *soakProcess) start() {
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	s.say("node %d is process %d", p.n, cmd.Process.Pid)
 	ready, gone := make(chan struct{}), make(chan struct{})
 	p.mu.Lock()
 	p.cmd, p.in, p.ready, p.gone = cmd, in, ready, gone

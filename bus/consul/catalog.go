@@ -29,6 +29,17 @@ func (s *Store) RegisterService(ctx context.Context, svc bus.Service) (string, e
 	if svc.ID == "" || svc.Name == "" {
 		return "", errors.New("register service: it needs an id and a name")
 	}
+	check, err := s.register(ctx, svc)
+	if err == nil {
+		s.services.Lock()
+		s.services.byID[svc.ID] = svc
+		s.services.Unlock()
+	}
+	return check, err
+}
+
+// register tells the agent.
+func (s *Store) register(ctx context.Context, svc bus.Service) (string, error) {
 	c, err := s.begin(ctx, "register service "+svc.ID, s.timeout)
 	if err != nil {
 		return "", err
@@ -74,6 +85,9 @@ func (s *Store) DeregisterService(ctx context.Context, id string) error {
 		return err
 	}
 	defer c.end()
+	s.services.Lock()
+	delete(s.services.byID, id)
+	s.services.Unlock()
 	err = s.calls.Agent().ServiceDeregisterOpts(id, c.query())
 	if err != nil && c.answer.status != http.StatusNotFound {
 		return s.fail(c, err)

@@ -73,6 +73,7 @@
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
+//	acl policy       HCL, with --json too
 //	config show      the effective configuration, in the shape of the file
 //	trust list, init, approve, revoke, operator, publish, enroll
 //	                 {"mesh", "version", "issued_at", "signed_by": [ID], "operators": [KEY],

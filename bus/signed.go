@@ -146,7 +146,7 @@ func (b *Bus) checkItem(j *job, proof json.RawMessage, at envelope.Time) error {
 		return nil
 	}
 	e, v := &j.env.Envelope, b.cfg.Trust
-	if e.CreatedAt.After(at.Add(envelope.DefaultSkew)) {
+	if e.CreatedAt.After(at.Add(trust.Slack)) {
 		return &trust.Refusal{Reason: trust.OutOfTime, Gateway: j.src.from, Detail: "the entry is older than the message in it"}
 	}
 	if j.del.For != "" {

@@ -359,7 +359,7 @@ func stolenKey(w *world) {
 		{"as another gateway's desk", seal(mallory.Gateway, jerry.Gateway(), "evil", now), "", trust.NotHost},
 		{"passed on, and never sent", seal(jerry.Gateway(), w.name("jerry-agent"), "evil", now), passed, trust.Unsigned},
 		{"passed on by an agent of another", seal(jerry.Gateway(), "x", "evil", now), strings.Replace(passed, w.name("m"), w.name("bob"), 1), trust.NotHost},
-		{"dated back", seal(mallory.Gateway, w.name("m"), "evil", now.Add(time.Minute)), "", trust.OutOfTime},
+		{"dated back", seal(mallory.Gateway, w.name("m"), "evil", now.Add(time.Hour)), "", trust.OutOfTime},
 	} {
 		say(uint64(i+1), attack.env, attack.tail)
 		if ev := bobby.refuses(attack.want); !strings.HasSuffix(ev.From, mallory.Gateway) {

@@ -300,7 +300,7 @@ func TestFreshLeader(t *testing.T) {
 		q := r.URL.Query()
 		switch {
 		case !q.Has("consistent"):
-			w.WriteHeader(404)
+			w.WriteHeader(http.StatusNotFound)
 		case q.Has("raw"):
 			io.WriteString(w, "v")
 		case q.Has("keys"):

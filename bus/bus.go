@@ -29,6 +29,10 @@ type Config struct {
 	// and pauses run on the monotonic clock, whatever it says.
 	Clock func() time.Time
 
+	// Authorize decides whether a message may be handed to the agent that it is for: nil is yes, an error becomes the
+	// reason of its dead letter (class unauthorised). It is asked before every attempt and must not block. nil: all may.
+	Authorize func(Invocation) error
+
 	// URL is where other gateways and people reach this one; Version is its build.
 	URL, Version string
 	// ClusterID and Deployment are the plan's cluster block.
@@ -63,6 +67,9 @@ type Config struct {
 	Trust     *trust.Verifier
 	Anchor    *trust.Anchor
 	JoinToken *trust.Token
+	// Marks is a file of this gateway's own that keeps how far its lanes had come; empty: nothing is kept, and a lane that was put
+	// back to an older state during a restart is not noticed.
+	Marks string
 	// DrainGrace is how long running handlers may go on when the bus stops. 0: 5 s.
 	DrainGrace time.Duration
 }
@@ -130,6 +137,7 @@ type Bus struct {
 	workers  *workers
 	packer   packer
 	refusals refusals
+	marks    *marks
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -160,6 +168,9 @@ func New(cfg Config) (*Bus, error) {
 	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
 		stopped: make(chan struct{}), fatal: make(chan error, 1)}
 	if b.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
+	if b.marks, err = openMarks(cfg.Marks); err != nil {
 		return nil, err
 	}
 	b.session = newSession(b)
@@ -300,6 +311,9 @@ func (b *Bus) Stop(ctx context.Context) error {
 		err = fmt.Errorf("stop bus: writing what is left: %w", ctx.Err())
 	}
 	b.endLoops()
+	if merr := b.marks.save(); merr != nil {
+		b.log.Warn("stopping", "error", merr)
+	}
 	if cerr := b.session.close(ctx); cerr != nil && err == nil {
 		err = fmt.Errorf("stop bus: end session (it ends by itself within its TTL): %w", cerr)
 	}

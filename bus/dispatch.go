@@ -272,6 +272,9 @@ func (j *job) unfit() (envelope.Class, error) {
 	if err := j.budget().Exhausted(now); err != nil {
 		return envelope.ClassBudget, err
 	}
+	if err := j.permitted(); err != nil {
+		return envelope.ClassUnauthorised, err
+	}
 	return "", nil
 }
 

@@ -37,6 +37,8 @@ type elector struct {
 	// owners is the last picture of all agent locks.
 	owners map[string]Owner
 	closed bool
+	// judged are the claims of the last picture; only see touches it, which one goroutine calls at a time.
+	judged map[string]judgedClaim
 	// wake carries wake-ups (capacity 1).
 	wake chan struct{}
 }
@@ -94,21 +96,36 @@ func (el *elector) prime(ctx context.Context) error {
 
 // see takes in a picture of all locks.
 func (el *elector) see(pairs []Pair) {
-	owners := map[string]Owner{}
+	owners, judged := map[string]Owner{}, map[string]judgedClaim{}
 	for _, p := range pairs {
 		agent, ok := strings.CutPrefix(p.Key, agentOwners)
 		if !ok || p.Session == "" {
 			continue
 		}
-		v, err := el.claim(trust.KindOwner, agent, &p)
-		if err != nil {
-			el.b.refuse(p.Key, p.Value, err, "", agent) // held it is all the same, by whomever
+		c := el.judged[p.Key]
+		if now := (judgedClaim{index: p.ModifyIndex, session: p.Session, set: el.b.trustSet()}); c.index != now.index || c.session != now.session || c.set != now.set {
+			c = now
+			var err error
+			if c.lock, err = el.claim(trust.KindOwner, agent, &p); err != nil {
+				el.b.refuse(p.Key, p.Value, err, "", agent) // held it is all the same, by whomever
+			}
 		}
+		judged[p.Key] = c
+		v := c.lock
 		owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
 	}
 	el.mu.Lock()
 	el.owners = owners
 	el.mu.Unlock()
+	el.judged = judged
+}
+
+// judgedClaim is a claim and what it was judged by.
+type judgedClaim struct {
+	index   uint64
+	session string
+	set     *trust.Set
+	lock    ownerLock
 }
 
 // claim reads who says that he owns an agent, or ran a term of it.
@@ -183,6 +200,15 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			term = nil
 		}
 		if term != nil {
+			if term.intake.Err() == nil && !el.allowed(id) {
+				// What it writes as the owner is refused from now on: let somebody else have the inbox.
+				term.stopIn()
+				el.b.run(func() {
+					term.handover(el.b.life)
+					el.kick()
+				})
+				continue
+			}
 			if !owned || o.session != term.session {
 				// The watch may be behind our own locking: only a picture that is
 				// newer than the term can depose it, which its own session tells.

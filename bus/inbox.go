@@ -261,6 +261,9 @@ func (ib *inbox) source(from string) (*source, error) {
 // ring reads what a bell announces.
 func (ib *inbox) ring(s *source, p Pair) error {
 	from := s.from
+	if s.rung == p.ModifyIndex {
+		return nil // a wake-up brings the bells of all sources
+	}
 	var bl bell
 	if err := json.Unmarshal(p.Value, &bl); err != nil {
 		ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
@@ -271,6 +274,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 	if err != nil {
 		// Nothing that it says is so. Its writer puts the right one back.
 		ib.b.refuse(p.Key, p.Value, err, "@"+from, ib.spec.ID)
+		s.rung = p.ModifyIndex
 		return nil
 	}
 	s.head = head
@@ -319,6 +323,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			}
 		}
 	}
+	s.rung = p.ModifyIndex
 	return nil
 }
 
@@ -362,9 +367,17 @@ func (ib *inbox) gap(s *source, bl bell) error {
 	le.count = s.page.count
 	s.entries = append(s.entries, le)
 	s.mu.Unlock()
-	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, done: func(error) {}})
+	r := receipt{State: envelope.DeadLetter, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, Class: envelope.ClassUndeliverable, Error: "its entry is missing from the store: somebody deleted it"}
+	for n := first; n <= min(last, first+maxMissing-1); n++ {
+		r.IDs = append(r.IDs, entryID(s.from, n))
+	}
+	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, receipts: []ownedReceipt{{s, r}}, done: func(error) {}})
 	return nil
 }
+
+// maxMissing bounds how many entries of one gap the sender is told of. Numbers that were left out on purpose (laneJump) are among
+// them; nothing was in those, and the sender knows.
+const maxMissing = 16
 
 // readSlots reads the slots first to last of a lane, side by side.
 func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
@@ -397,14 +410,17 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
 		// What its gateway put here is gone: the lane goes on without it, and the sender is told by a receipt.
 		ib.b.refuse(slotKey(s.from, ib.spec.ID, seq), raw, err, "@"+s.from, ib.spec.ID)
-		ib.bury(le, s, string(raw), fmt.Sprintf("%s-%s", s.from, padded(seq)), envelope.ClassUnauthorised, fmt.Errorf("entry %d is refused: %w", seq, err))
+		ib.bury(le, s, string(raw), entryID(s.from, seq), envelope.ClassUnauthorised, fmt.Errorf("entry %d is refused: %w", seq, err))
 		return nil
 	}
 	if err != nil || e.Seq != seq {
 		if err == nil {
 			err = fmt.Errorf("it says it is entry %d", e.Seq)
 		}
-		ib.bury(le, s, string(raw), fmt.Sprintf("%s-%s", s.from, padded(seq)), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
+		if ib.b.enforced() {
+			ib.b.refuse(slotKey(s.from, ib.spec.ID, seq), raw, err, "@"+s.from, ib.spec.ID)
+		}
+		ib.bury(le, s, string(raw), entryID(s.from, seq), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
 		return nil
 	}
 	le.open = len(e.Items)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -37,7 +38,58 @@ type laneShared struct {
 	waiting atomic.Int64
 	// sent and taken count envelopes: ever put into the lane, and taken as far as this gateway knows.
 	sent, taken atomic.Uint64
+
+	// bell is the lane's bell as this process wrote it last.
+	bell atomic.Pointer[[]byte]
+
+	mu sync.Mutex
+	// inside are the messages of the entries that nobody has taken, by number, as far as this process sent them:
+	// what says that an entry is lost can name its number only.
+	inside map[uint64][]string
+	held   int
 }
+
+// maxInside bounds the message ids that inside holds.
+const maxInside = 16384
+
+// hold remembers what is in an entry.
+func (l *laneShared) hold(seq uint64, ids []string) {
+	if len(ids) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held+len(ids) > maxInside {
+		return
+	}
+	if l.inside == nil {
+		l.inside = map[uint64][]string{}
+	}
+	l.held += len(ids) - len(l.inside[seq])
+	l.inside[seq] = ids
+}
+
+// drop forgets the entries up to cursor.
+func (l *laneShared) drop(cursor uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for seq, ids := range l.inside {
+		if seq <= cursor {
+			l.held -= len(ids)
+			delete(l.inside, seq)
+		}
+	}
+}
+
+// in returns the messages of an entry, nil when they are not known.
+func (l *laneShared) in(seq uint64) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inside[seq]
+}
+
+// entryID stands in a receipt for what was in an entry that cannot be read.
+func entryID(from string, seq uint64) string { return from + "-" + padded(seq) }
 
 // laneJump is added to the newest known number when a lane's bell was deleted or made unreadable by
 // hand: the receiver may have seen numbers that nothing in the store tells of any more, and a
@@ -61,6 +113,12 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		// It is this gateway's own key, so nobody else will mend it.
 		w.b.log.Warn("a bell is not readable; writing a new one", "error", err)
 		l.index, l.value, whole = p.ModifyIndex, p.Value, false
+	}
+	if mark := w.b.marks.get(sentMarks, to); w.b.enforced() && mark > l.seq {
+		// True, and older than what this gateway remembers. Numbers that were used since must not be used again.
+		value := l.value
+		w.b.refuse(bellKey(to, w.b.cfg.Gateway), value, &trust.Refusal{Reason: trust.Replay, Gateway: w.b.cfg.Gateway, Detail: fmt.Sprintf("bell %d, and %d was written", l.seq, mark)}, "@"+w.b.cfg.Gateway, to)
+		l.seq = mark + rollbackJump
 	}
 	prefix := lanePrefix(w.b.cfg.Gateway, to)
 	keys, err := w.b.store.Keys(ctx, prefix, "")

@@ -37,6 +37,8 @@ type source struct {
 	mistrusted bool
 	// head is what the newest bell that was believed names; its reader's too.
 	head *signedHead
+	// rung is the ModifyIndex of the bell that was followed to its end, or refused; its reader's too.
+	rung uint64
 	// careful is the newest entry whose messages the last owner may have died with.
 	careful uint64
 	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.
@@ -152,6 +154,15 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 		}
 		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
 		s.page.number = max(s.page.number, n+1)
+	}
+	if mark := b.marks.get(takenMarks, s.from+"/"+s.agent); b.enforced() && mark > s.page.cursor {
+		// True, or gone, and this node has seen more taken.
+		key := receiptsKey(s.from, s.agent)
+		b.refuse(key, s.page.value, &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", s.page.cursor, mark)}, "@"+s.from, s.agent)
+		s.page.cursor, s.mistrusted = mark, true
+	}
+	if s.mistrusted {
+		s.page.number++ // the sender has read some of the page that is lost, and must not take this one for it
 	}
 	for _, r := range h.Receipts {
 		s.page.receipts = append(s.page.receipts, r)

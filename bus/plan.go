@@ -35,6 +35,7 @@ type laneWrite struct {
 	count  uint64
 	inline []byte
 	slots  []uint64 // written
+	ids    []string // of the messages in it
 }
 
 type pageWrite struct {
@@ -126,7 +127,21 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 		}
 	}
 	w.cleanup(p)
+	for _, u := range batch {
+		w.mend(ctx, p, u.mend)
+	}
 	return p, nil
+}
+
+// mend puts a lane's bell back that somebody changed or deleted, unless the plan writes it anyway.
+func (w *writer) mend(ctx context.Context, p *plan, to string) {
+	l := w.lanes[to]
+	if l == nil || slices.ContainsFunc(p.lanes, func(lw laneWrite) bool { return lw.lane == l }) || !w.keepLane(ctx, l) {
+		return
+	}
+	op := p.add(Op{Verb: OpCAS, Key: bellKey(to, w.b.cfg.Gateway), Value: l.value, Index: l.index})
+	p.witnessed(op)
+	p.lanes = append(p.lanes, laneWrite{lane: l, op: op, seq: l.seq, count: l.count, inline: l.inline})
 }
 
 func (p *plan) add(o Op) int {
@@ -156,6 +171,9 @@ func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
 // taken all before it, else into a slot of its own. done is that entry if it is in its slot already.
 func (p *plan) appendLane(b *Bus, l *lane, items []laneItem, now envelope.Time, done *aheadEntry) {
 	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items)), put: done != nil}
+	for _, it := range items {
+		lw.ids = append(lw.ids, it.s.MessageID)
+	}
 	gw := b.cfg.Gateway
 	var e, value []byte
 	var head *signedHead
@@ -291,7 +309,12 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	for _, lw := range p.lanes {
 		lw.lane.slots = append(lw.lane.slots[:len(lw.lane.slots):len(lw.lane.slots)], lw.slots...)
 		lw.lane.waiting.Store(int64(len(lw.lane.slots)))
-		raise(&lw.lane.sent, lw.count)
+		l := lw.lane
+		raise(&l.sent, lw.count)
+		l.hold(lw.seq, lw.ids)
+		w.b.marks.raise(sentMarks, l.to, lw.seq)
+		value := l.value
+		l.bell.Store(&value)
 	}
 	for l := range p.freed {
 		l.waiting.Store(int64(len(l.slots)))
@@ -303,6 +326,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	}
 	for _, pw := range p.pages {
 		pw.src.commit(pw, index(pw.op))
+		w.b.marks.raise(takenMarks, pw.src.from+"/"+pw.src.agent, pw.next.cursor)
 	}
 	for _, po := range p.pending {
 		if po.value == nil {

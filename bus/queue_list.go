@@ -195,7 +195,7 @@ func (b *Bus) Queues(ctx context.Context) ([]QueueInfo, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read workers of %s: %w", queue, err)
 		}
-		for _, a := range announcements(queue, pairs) {
+		for _, a := range b.announcements(queue, pairs) {
 			q.Workers = append(q.Workers, WorkerInfo{Gateway: a.Gateway, Slots: a.Slots, Since: a.Since})
 		}
 		sort.Slice(q.Workers, func(i, j int) bool { return q.Workers[i].Gateway < q.Workers[j].Gateway })

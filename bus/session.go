@@ -209,14 +209,19 @@ func (s *session) renew(ctx context.Context) error {
 	if !errors.Is(err, ErrNoSession) {
 		return fmt.Errorf("renew session: %w", err)
 	}
-	s.mu.Lock()
-	s.current, s.until = "", time.Time{}
-	s.mu.Unlock()
-	s.b.elector.deposeAll(ErrNoSession)
+	// The lock goes in the same moment as its session. While it stands the session lives, and only whoever answered
+	// does not know of it: Consul's leader after a restart, as long as it replays.
 	p, err := s.b.store.Get(ctx, gatewayLockKey(s.b.cfg.Gateway))
 	if err != nil {
 		return err
 	}
+	if id != "" && p != nil && p.Session == id {
+		return fmt.Errorf("renew session: %w: the server that answered does not know it, but it holds its lock", ErrUnavailable)
+	}
+	s.mu.Lock()
+	s.current, s.until = "", time.Time{}
+	s.mu.Unlock()
+	s.b.elector.deposeAll(ErrNoSession)
 	if p != nil && p.Session != "" {
 		var other gatewayLock
 		_ = json.Unmarshal(p.Value, &other)

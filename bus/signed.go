@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -75,6 +76,14 @@ func said(lane string, e *entry) *saidEntry {
 // enforced reports whether what is unsigned is refused.
 func (b *Bus) enforced() bool { return b.cfg.Trust != nil && b.cfg.Trust.Enforced() }
 
+// trustSet is what is judged by; nil: nothing yet.
+func (b *Bus) trustSet() *trust.Set {
+	if b.cfg.Trust == nil {
+		return nil
+	}
+	return b.cfg.Trust.Set()
+}
+
 // checkBell judges what a bell says, and returns the head that it names.
 func (b *Bus) checkBell(from, agent string, bl *bell) (*signedHead, error) {
 	if !b.enforced() {
@@ -121,7 +130,7 @@ func (b *Bus) checkEntry(from, agent string, e *entry, known *signedHead) (*said
 	if s == nil {
 		return nil, b.cfg.Trust.Entry(&trust.EntryHead{Lane: lane, Seq: e.Seq}, nil, from)
 	}
-	if known != nil && known.EntryHead == s.EntryHead && string(known.stamp.Sig) == string(s.stamp.Sig) && known.stamp.Key == s.stamp.Key {
+	if known != nil && known.EntryHead == s.EntryHead && bytes.Equal(known.stamp.Sig, s.stamp.Sig) && known.stamp.Key == s.stamp.Key {
 		return s, nil
 	}
 	if known != nil && known.Seq == s.Seq {
@@ -137,7 +146,7 @@ func (b *Bus) checkItem(j *job, proof json.RawMessage, at envelope.Time) error {
 		return nil
 	}
 	e, v := &j.env.Envelope, b.cfg.Trust
-	if e.CreatedAt.After(at.Add(envelope.DefaultSkew)) {
+	if e.CreatedAt.After(at.Add(trust.Slack)) {
 		return &trust.Refusal{Reason: trust.OutOfTime, Gateway: j.src.from, Detail: "the entry is older than the message in it"}
 	}
 	if j.del.For != "" {

@@ -35,6 +35,8 @@ type unit struct {
 	sweep  string
 	load   bool
 	beyond []uint64
+	// mend names a lane whose bell is to be put back if it is not what this gateway wrote.
+	mend string
 
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.
@@ -359,14 +361,15 @@ func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
 			// A refusal proves that none of the earlier tries can land any more only
 			// for the keys that were read again; refused did that.
 			tries = nil
-		case errors.Is(err, ErrTooLarge):
+		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrForbidden):
+			// A key that the access rules do not know (an agent that is new) must not take the rest with it.
 			if len(batch) == 1 {
 				fail(batch, err)
 				return nil
 			}
 			w.requeue(batch[len(batch)/2:])
 			batch = batch[:len(batch)/2]
-		case errors.Is(err, ErrForbidden), errors.Is(err, ErrClosed):
+		case errors.Is(err, ErrClosed):
 			fail(batch, err)
 			return nil
 		default:

@@ -107,8 +107,8 @@ func (g *Gateway) serveQueues(b *bus.Bus) error {
 // since the last reload and what waits for a restart (since the start). On an error
 // nothing was taken up.
 //
-// Taken up at once: runners and ack timeouts of agents, limits and defaults for messages
-// that come through the API, the log level. What the registry says of an agent (name,
+// Taken up at once: tokens (streams of those that are gone are closed), runners and ack timeouts of agents, limits
+// and defaults for messages that come through the API, the log level. What the registry says of an agent (name,
 // capabilities ...) follows when its inbox is taken the next time.
 func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error) {
 	if cfg == nil {
@@ -122,6 +122,9 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 	defer g.mu.Unlock()
 	if g.stopping {
 		return nil, nil, bus.ErrStopped
+	}
+	if err := g.checkReload(cfg); err != nil {
+		return nil, nil, fmt.Errorf("reload: %w", err)
 	}
 	changed, _ = Reloadable(g.last, cfg)
 	sinceStart, needRestart := Reloadable(g.start, cfg)
@@ -158,7 +161,13 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 	for _, u := range updates {
 		u.l.set(u.h, u.t)
 	}
+	g.setGuard(cfg.Gateway, changed)
 	g.settings.Store(settingsOf(cfg))
+	if slices.ContainsFunc(changed, func(k string) bool { return strings.HasPrefix(k, "mesh.policy.") }) {
+		if err := g.policy.set(cfg); err != nil { // Validate has read it, so this is a bug
+			return nil, nil, fmt.Errorf("reload: %w", err)
+		}
+	}
 	if slices.Contains(changed, "mesh.log.level") {
 		g.log.SetLevel(hclog.LevelFromString(cfg.Mesh.Log.Level))
 	}
@@ -168,6 +177,9 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		}
 	}
 	g.last = cfg
+	if len(changed) > 0 {
+		g.audit.order(auditOrder{What: "reload", Keys: changed})
+	}
 	g.log.Info("configuration reloaded", "changed", strings.Join(changed, ", "), "after_restart", strings.Join(needRestart, ", "))
 	return changed, needRestart, nil
 }

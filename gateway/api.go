@@ -1,66 +1,35 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
-	"github.com/gatemesh/gatemesh/gateway/dashboard"
 )
 
 // ioTimeout bounds reading a request and writing its answer; waiting on purpose comes on top.
 const ioTimeout = 30 * time.Second
 
-// endpoint answers a request, or returns an error that writeError turns into the answer.
-type endpoint func(http.ResponseWriter, *http.Request) error
-
 // handler is the whole HTTP side. What a request passes, from outside: counting and
-// panics, foreign hosts, foreign pages, the token, the route.
+// panics, foreign hosts, foreign pages, its size, the tries of its address, its token and role, the route.
 func (g *Gateway) handler() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, f endpoint) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if err := f(w, r); err != nil {
-				g.writeError(w, r, err)
-			}
-		})
+	routes := map[string]route{}
+	for _, rt := range g.routes() {
+		mux.Handle(rt.pattern, rt.serve)
+		routes[rt.pattern] = rt
 	}
-	handle("GET /health", g.getHealth)
-	handle("GET /ready", g.getReady)
-	mux.Handle("GET /metrics", g.metrics.handler())
-	mux.Handle("GET /{$}", dashboard.Handler())
-	mux.Handle("GET /dashboard/", dashboard.Handler())
-	handle("GET /v1/status", g.getStatus)
-	handle("POST /v1/messages", g.postMessage)
-	handle("GET /v1/messages", g.getMessages)
-	handle("GET /v1/messages/{id}", g.getMessage)
-	handle("GET /v1/agents", g.getAgents)
-	handle("GET /v1/gateways", g.getGateways)
-	handle("GET /v1/inboxes", g.getInboxes)
-	handle("GET /v1/inboxes/{agent}", g.getInbox)
-	handle("POST /v1/fanouts", g.postFanout)
-	handle("GET /v1/fanouts/{id}", g.getFanout)
-	handle("GET /v1/deadletters", g.getDeadLetters)
-	handle("POST /v1/deadletters/redrive", g.postDeadLetters(redrive))
-	handle("POST /v1/deadletters/purge", g.postDeadLetters(purge))
-	handle("GET /v1/state/events", g.getStateEvents)
-	handle("POST /v1/state/events", g.postStateEvent)
-	handle("DELETE /v1/state/events", g.deleteStateEvents)
-	handle("GET /v1/state/focus", g.getFocus)
-	handle("PUT /v1/state/focus", g.putFocus)
-	handle("DELETE /v1/state/focus", g.deleteFocus)
-	handle("GET /v1/queues", g.getQueues)
-	handle("GET /v1/queues/{queue}/tasks", g.getTasks)
-	handle("POST /v1/queues/{queue}/tasks/{id}/cancel", g.postCancel)
-	handle("GET /v1/events", g.getEvents)
-
-	cross := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w}
 		began := time.Now()
@@ -81,27 +50,87 @@ func (g *Gateway) handler() http.Handler {
 			g.metrics.request(route, rec.status(), time.Since(began))
 		}()
 		rec.Header().Set("X-Content-Type-Options", "nosniff")
-		if err := g.guard.checkHost(r); err != nil {
-			g.writeError(rec, r, err)
-			return
-		}
-		if err := cross.Check(r); err != nil {
-			g.writeError(rec, r, &APIError{status: http.StatusForbidden, Code: CodeForbidden, Message: "a page of another site may not send to this gateway"})
-			return
-		}
-		if strings.HasPrefix(r.URL.Path, "/v1/") {
-			if err := g.guard.check(r); err != nil {
-				rec.Header().Set("WWW-Authenticate", `Bearer realm="gatemesh"`)
-				g.writeError(rec, r, err)
-				return
+		var h http.Handler
+		h, r.Pattern = mux.Handler(r)
+		rt, known := routes[r.Pattern]
+		if !known {
+			rt = route{role: roleOpen, body: MaxOrderBytes}
+			if below(r.URL.Path, "/v1") {
+				rt.role = roleRead // which paths there are is not for everybody
 			}
 		}
-		if h, pattern := mux.Handler(r); pattern == "" {
+		c, err := g.check(rec, r, rt)
+		switch {
+		case err != nil:
+			g.denied(r, c, err)
+			g.writeError(rec, r, err)
+		case !known:
 			g.noRoute(rec, r, h)
-			return
+		default:
+			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
+			mux.ServeHTTP(rec, r)
+			g.audited(r, rec.status())
 		}
-		mux.ServeHTTP(rec, r)
 	})
+}
+
+// check is all that a request must pass before its route sees it, the cheapest first.
+func (g *Gateway) check(w *recorder, r *http.Request, rt route) (*caller, *APIError) {
+	u := g.guard.Load()
+	if err := u.checkHost(r); err != nil {
+		return nil, err
+	}
+	if err := u.checkOrigin(r); err != nil {
+		return nil, err
+	}
+	if r.ContentLength > rt.body {
+		w.Header().Set("Connection", "close") // it is not read
+		message := "this takes no body"
+		if rt.body > 0 {
+			message = fmt.Sprintf("the body is larger than %d bytes", rt.body)
+		}
+		return nil, refuse(http.StatusRequestEntityTooLarge, CodeTooLarge, deniedSize, message)
+	}
+	// With the writer below ours, which closes the connection of a client that goes on sending.
+	r.Body = http.MaxBytesReader(w.ResponseWriter, r.Body, rt.body)
+	c, err := g.admit(r, rt.role)
+	switch {
+	case err == nil:
+	case err.status == http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="gatemesh"`)
+	case err.Code == CodeRole:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="gatemesh", error="insufficient_scope", scope="`+rt.role.String()+`"`)
+	}
+	return c, err
+}
+
+// denied tells operators of a refusal; c may be nil. Nothing that the client wrote is logged, only where it calls
+// from: it may have put a token anywhere.
+func (g *Gateway) denied(r *http.Request, c *caller, e *APIError) {
+	g.metrics.denied.WithLabelValues(e.denied).Inc()
+	level := hclog.Debug // there can be any number of them
+	if e.denied == deniedToken || e.denied == deniedExpired || e.denied == deniedRole {
+		level = hclog.Warn
+	}
+	who := "?"
+	if c != nil {
+		who = c.name
+	}
+	g.log.Log(level, "request refused", "why", e.denied, "caller", who, "remote", r.RemoteAddr, "route", r.Pattern, "status", e.status)
+}
+
+// callerKey is where a request's context has its *caller.
+type callerKey struct{}
+
+func callerOf(r *http.Request) *caller {
+	c, _ := r.Context().Value(callerKey{}).(*caller)
+	return c
+}
+
+// below reports whether a path, however it is written, is dir or below it.
+func below(p, dir string) bool {
+	p = path.Clean("/" + p)
+	return p == dir || strings.HasPrefix(p, dir+"/")
 }
 
 // noRoute says in JSON what the mux would say in text.
@@ -193,12 +222,14 @@ func (g *Gateway) getReady(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, ProbeResponse{Status: "ready", Gateway: g.name, Version: g.deps.Version})
 }
 
-func (g *Gateway) getStatus(w http.ResponseWriter, _ *http.Request) error {
-	s := StatusResponse{Gateway: g.name, Version: g.deps.Version, URL: g.url, Store: g.deps.Store.Describe(), Started: envelope.At(g.began), Ready: true, Owned: []string{}}
+func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
+	who := callerOf(r)
+	s := StatusResponse{Caller: who.name, Role: who.role.String(), Gateway: g.name, Version: g.deps.Version, URL: g.url, Store: g.deps.Store.Describe(), Started: envelope.At(g.began), Ready: true, Owned: []string{}}
 	if err := g.Ready(); err != nil {
 		s.Ready, s.Reason = false, err.Error()
 	}
 	s.Streams, _ = g.hub.stats()
+	s.Key, s.Trust, s.TrustVersion = g.identity.state()
 	if b := g.bus.Load(); b != nil {
 		for _, o := range b.Owners() {
 			if o.Gateway == g.name && o.Agent != g.name {

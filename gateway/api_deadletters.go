@@ -129,7 +129,7 @@ func (g *Gateway) getDeadLetters(w http.ResponseWriter, r *http.Request) error {
 func (g *Gateway) postDeadLetters(do func(context.Context, *bus.Bus, bus.DeadLetterFilter, DeadLetterOrder, time.Duration) ([]bus.DeadLetterResult, error)) endpoint {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var o DeadLetterOrder
-		if err := decodeBody(w, r, &o); err != nil {
+		if err := decodeBody(r, &o); err != nil {
 			return err
 		}
 		f, err := o.filter(time.Now())

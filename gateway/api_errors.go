@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"strconv"
@@ -41,6 +42,7 @@ var errorCodes = []struct {
 	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrClosed, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrContended, http.StatusServiceUnavailable, CodeContended},
+	{bus.ErrUntrusted, http.StatusServiceUnavailable, CodeUntrusted},
 	{bus.ErrForbidden, http.StatusServiceUnavailable, CodeStoreForbidden},
 	{bus.ErrUnavailable, http.StatusServiceUnavailable, CodeStoreUnavailable},
 	{bus.ErrNoSession, http.StatusServiceUnavailable, CodeStoreUnavailable},
@@ -85,17 +87,17 @@ func (g *Gateway) writeError(w http.ResponseWriter, r *http.Request, err error) 
 		g.log.Error("API request failed", "method", r.Method, "route", r.Pattern, "error", err)
 	}
 	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
-		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(e.retry.Seconds())))))
 	}
 	_ = writeJSON(w, e.status, ErrorResponse{*e})
 }
 
-// decodeBody reads a JSON object strictly.
-func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
+// decodeBody reads a JSON object strictly. The route has bounded the body.
+func decodeBody(r *http.Request, into any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return &APIError{status: http.StatusUnsupportedMediaType, Code: CodeContentType, Message: "send JSON, with the header Content-Type: application/json"}
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
+	dec := json.NewDecoder(r.Body)
 	dec.DisallowUnknownFields()
 	err := dec.Decode(into)
 	if err == nil {

@@ -46,7 +46,7 @@ func fanResponse(ctx context.Context, b *bus.Bus, st *bus.FanStatus) FanResponse
 // postFanout is POST /v1/fanouts.
 func (g *Gateway) postFanout(w http.ResponseWriter, r *http.Request) error {
 	var req FanRequest
-	if err := decodeBody(w, r, &req); err != nil {
+	if err := decodeBody(r, &req); err != nil {
 		return err
 	}
 	if req.To != "" {

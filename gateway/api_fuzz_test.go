@@ -31,7 +31,7 @@ func FuzzBody(f *testing.F) {
 		r := httptest.NewRequest(http.MethodPost, "/v1/messages", strings.NewReader(string(body)))
 		r.Header.Set("Content-Type", "application/json")
 		var req SendRequest
-		err := decodeBody(httptest.NewRecorder(), r, &req)
+		err := decodeBody(r, &req)
 		if err == nil {
 			_, err = parseWaiting(req.Wait, req.Timeout)
 		}

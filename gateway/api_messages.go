@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"sync"
 	"time"
@@ -78,7 +79,7 @@ func (g *Gateway) patient(w http.ResponseWriter, r *http.Request, wait time.Dura
 // postMessage is POST /v1/messages.
 func (g *Gateway) postMessage(w http.ResponseWriter, r *http.Request) error {
 	var req SendRequest
-	if err := decodeBody(w, r, &req); err != nil {
+	if err := decodeBody(r, &req); err != nil {
 		return err
 	}
 	wait, err := parseWaiting(req.Wait, req.Timeout)
@@ -185,7 +186,8 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 		out.From = DefaultFrom
 	}
 	if out.Traceparent == "" {
-		if tp := r.Header.Get("traceparent"); len(tp) <= 256 {
+		// What is malformed is none, as the specification has it: a header is no place for other words of ours.
+		if tp := r.Header.Get("traceparent"); traceparent.MatchString(tp) {
 			out.Traceparent = tp
 		}
 	}
@@ -349,10 +351,14 @@ func messageIDParam(field, id string, optional bool) (string, error) {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-')
 	}
 	if !ok {
-		return "", badRequest(field, "%q is not a message id", clipText(id, 60))
+		// What stands in a path may be anything, a token that slipped: it is not said again.
+		return "", badRequest(field, "not a message id: those are made of a-z, 0-9 and -, at most 128")
 	}
 	return id, nil
 }
+
+// traceparent is W3C Trace Context; versions after 00 may have more behind it.
+var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[0-9a-f-]{1,64})?$`)
 
 func isMessageID(id string) bool {
 	if len(id) != 36 {

@@ -51,7 +51,7 @@ func (g *Gateway) getStateEvents(w http.ResponseWriter, r *http.Request) error {
 // postStateEvent is POST /v1/state/events.
 func (g *Gateway) postStateEvent(w http.ResponseWriter, r *http.Request) error {
 	var req EventRequest
-	if err := decodeBody(w, r, &req); err != nil {
+	if err := decodeBody(r, &req); err != nil {
 		return err
 	}
 	b, err := g.ready()
@@ -95,7 +95,7 @@ func (g *Gateway) getFocus(w http.ResponseWriter, r *http.Request) error {
 // putFocus is PUT /v1/state/focus.
 func (g *Gateway) putFocus(w http.ResponseWriter, r *http.Request) error {
 	var f FocusState
-	if err := decodeBody(w, r, &f); err != nil {
+	if err := decodeBody(r, &f); err != nil {
 		return err
 	}
 	if f.Focus == "" {

@@ -162,7 +162,7 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var o TaskOrder
-	if err := decodeBody(w, r, &o); err != nil {
+	if err := decodeBody(r, &o); err != nil {
 		return err
 	}
 	wait, err := parseWaiting(WaitAcked, o.Timeout)

@@ -39,16 +39,20 @@ import (
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
 //
-// Everything below /v1 needs "Authorization: Bearer TOKEN" when the gateway has a
-// token. A browser, which cannot set that header on a WebSocket, offers the
+// Everything below /v1 needs "Authorization: Bearer TOKEN" when the gateway has
+// tokens. What a token may do is its role: read is enough for every GET, send for what adds (messages, fan-outs,
+// events, the focus), operate for what takes away from others (redrive, purge, cancel, clearing). The roles
+// include each other; api_routes.go has the table. A browser, which cannot set that header on a WebSocket, offers the
 // subprotocols StreamProtocol and StreamTokenPrefix + unpadded base64url of the token.
 //
 // A request that fails gets an [APIError] in an ErrorResponse. A POST needs the content
-// type application/json, has at most MaxBodyBytes, and is refused with the
+// type application/json, has at most MaxBodyBytes (messages and fan-outs) or MaxOrderBytes (all others), and is refused with the
 // name of the field when it has one that is not known.
 const (
 	// MaxBodyBytes bounds a request's body: the largest payload, and what stands around it.
 	MaxBodyBytes = envelope.MaxClaim + 1<<20
+	// MaxOrderBytes bounds the body of a request that carries no payload.
+	MaxOrderBytes = 1 << 20
 	// DefaultWait and MaxWait bound how long a request waits when it asks to wait.
 	DefaultWait = 30 * time.Second
 	MaxWait     = 10 * time.Minute
@@ -154,6 +158,14 @@ type StatusResponse struct {
 	Owned []string `json:"owned"`
 	// Streams is the number of clients on /v1/events.
 	Streams int `json:"streams"`
+	// Key is the id of this gateway's key. Trust says whose signatures count: open (whoever can write the store is believed),
+	// waiting (nobody is, until a trust set is seen) or enforced, by the version TrustVersion.
+	Key          string `json:"key"`
+	Trust        string `json:"trust"`
+	TrustVersion uint64 `json:"trust_version,omitempty"`
+	// Caller is the token of who asks, and Role what it may do.
+	Caller string `json:"caller,omitempty"`
+	Role   string `json:"role"`
 }
 
 // ProbeResponse is the answer of /health and /ready.
@@ -227,6 +239,8 @@ const (
 	CodeInvalid          = "invalid"            // 400: the request; Field names what, where known
 	CodeUnauthorized     = "unauthorized"       // 401: token missing or wrong
 	CodeForbidden        = "forbidden"          // 403: another site's page, or a foreign Host
+	CodeRole             = "role"               // 403: the token's role is not enough
+	CodeRateLimited      = "rate_limited"       // 429: too many refused requests from an address, or requests of a token
 	CodeUnknownAgent     = "unknown_agent"      // 404: no gateway has ever served it
 	CodeNotFound         = "not_found"          // 404: no such message, inbox, queue, task or path
 	CodeMethodNotAllowed = "method_not_allowed" // 405
@@ -238,9 +252,11 @@ const (
 	CodeContentType      = "content_type"       // 415
 	CodeInternal         = "internal"           // 500: a bug here; the log has more
 	CodeNotReady         = "not_ready"          // 503: the store was not reached yet
+	CodeBusy             = "busy"               // 503: too many listen to events already
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
+	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which
 	CodeTimeout          = "timeout"            // 504: the store did not answer in time
@@ -258,6 +274,8 @@ type APIError struct {
 	MessageID string `json:"message_id,omitempty"`
 
 	status int
+	retry  time.Duration // for Retry-After; 0: 1 s, where there is one
+	denied string        // why it was refused before its route saw it: one of deniedReasons
 }
 
 func (e *APIError) Error() string { return e.Message }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -158,6 +159,42 @@ func openAudit(dir string, limit int64, signer *trust.Signer, version string, lo
 	a.end = end
 	go a.run(ctx)
 	return a, nil
+}
+
+// openAudit begins the audit log, where there is to be one. That it cannot be written keeps a gateway from starting when the
+// configuration asks for it, and is only said when it is there by default.
+func (g *Gateway) openAudit() error {
+	c, dir := g.start.Mesh.Audit, g.deps.StateDir
+	if !c.Enabled || dir == "" || strings.HasPrefix(dir, "~") {
+		return nil
+	}
+	a, err := openAudit(filepath.Join(dir, AuditDir), int64(c.MaxSize), g.identity.signer, g.deps.Version, g.log.Named("audit"))
+	switch {
+	case err == nil:
+		g.audit = a
+		g.steps = append(g.steps, step{"audit log", a.stop}) // the last to end
+	case g.start.source.explicit("mesh.audit.enabled"):
+		return fmt.Errorf("%w (mesh.audit.enabled asks for it; mend mesh.dataDir, or say false)", err)
+	default:
+		g.log.Error("there is no audit log: mend mesh.dataDir", "error", err)
+	}
+	return nil
+}
+
+// audited records a request that changed something. Messages record themselves, by their transitions.
+func (g *Gateway) audited(r *http.Request, status int) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || g.audit == nil {
+		return
+	}
+	switch r.Pattern {
+	case "POST /v1/messages", "POST /v1/fanouts":
+		return
+	}
+	o := auditOrder{What: r.Method + " " + r.URL.Path, Remote: r.RemoteAddr, Status: status}
+	if c := callerOf(r); c != nil {
+		o.Who = c.name
+	}
+	g.audit.order(o)
 }
 
 // resume finds where the chain ends in the newest file, and cuts off what a crash left of a line.

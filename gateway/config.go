@@ -48,30 +48,32 @@ type Config struct {
 
 // MeshConfig is our block. Everything in it is optional.
 type MeshConfig struct {
-	Gateway           string         `json:"gateway" cfg:"id" def:"<host name>-gateway" doc:"This gateway's id: its name in the store. The name of a node runs once."`
-	Store             string         `json:"store" def:"consul" enum:"consul|local" doc:"Where messages rest: Consul, or one file of this process (one node only)."`
-	DataDir           string         `json:"dataDir" def:"~/.gatemesh/<gateway>" doc:"Directory of the local store; a leading ~ is the home directory."`
-	Consul            ConsulConfig   `json:"consul" doc:"How to reach Consul."`
-	Cluster           ClusterConfig  `json:"cluster" doc:"What openclaw/cluster/ in the store says."`
-	AdvertiseURL      string         `json:"advertiseURL" doc:"URL by which other nodes reach this gateway (http, https, ws or wss). Empty: made of the address it listens on."`
-	HeartbeatInterval time.Duration  `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
-	SessionTTL        time.Duration  `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
-	DefaultTTL        time.Duration  `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
-	MaxTTL            time.Duration  `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
-	DefaultMaxHops    int            `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
-	MaxPayload        ConfigBytes    `json:"maxPayload" cfg:"live" def:"8MiB" min:"1KiB" max:"16MiB" doc:"Largest payload of a message. Above 128KiB it lies in chunks beside its envelope."`
-	Retry             RetryConfig    `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
-	AckTimeout        time.Duration  `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
-	ResultRetention   time.Duration  `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
-	MaxInbox          int            `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
-	MaxWrites         int            `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
-	DeadRetention     time.Duration  `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
-	Queues            []QueueConfig  `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
-	Log               LogConfig      `json:"log" cfg:"live" doc:"Our log, on standard error."`
-	Service           ServiceConfig  `json:"service" doc:"The entry in Consul's catalog."`
-	Identity          IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
-	Trust             TrustConfig    `json:"trust" doc:"Whose signatures count."`
-	Audit             AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
+	Gateway           string        `json:"gateway" cfg:"id" def:"<host name>-gateway" doc:"This gateway's id: its name in the store. The name of a node runs once."`
+	Store             string        `json:"store" def:"consul" enum:"consul|local" doc:"Where messages rest: Consul, or one file of this process (one node only)."`
+	DataDir           string        `json:"dataDir" def:"~/.gatemesh/<gateway>" doc:"Directory of the local store; a leading ~ is the home directory."`
+	Consul            ConsulConfig  `json:"consul" doc:"How to reach Consul."`
+	Cluster           ClusterConfig `json:"cluster" doc:"What openclaw/cluster/ in the store says."`
+	AdvertiseURL      string        `json:"advertiseURL" doc:"URL by which other nodes reach this gateway (http, https, ws or wss). Empty: made of the address it listens on."`
+	HeartbeatInterval time.Duration `json:"heartbeatInterval" def:"20s" min:"1s" max:"1h" doc:"How often the registry entries of gateway and agents are written."`
+	SessionTTL        time.Duration `json:"sessionTTL" def:"15s" min:"10s" max:"1h" doc:"TTL of the session that holds this gateway's locks. Consul may take twice as long to free them."`
+	DefaultTTL        time.Duration `json:"defaultTTL" cfg:"live" def:"5m" min:"1s" doc:"Life of a message whose sender names none."`
+	MaxTTL            time.Duration `json:"maxTTL" cfg:"live" def:"24h" min:"1s" max:"720h" doc:"Longest life a sender may ask for."`
+	DefaultMaxHops    int           `json:"defaultMaxHops" cfg:"live" def:"4" min:"1" max:"32" doc:"Hops a message may make when its sender names no limit."`
+	MaxPayload        ConfigBytes   `json:"maxPayload" cfg:"live" def:"8MiB" min:"1KiB" max:"16MiB" doc:"Largest payload of a message. Above 128KiB it lies in chunks beside its envelope."`
+	Retry             RetryConfig   `json:"retry" cfg:"live" doc:"What happens after a failed attempt."`
+	AckTimeout        time.Duration `json:"ackTimeout" cfg:"live" def:"10m" min:"1s" doc:"How long one attempt of a handler may take, unless its agent says otherwise."`
+	ResultRetention   time.Duration `json:"resultRetention" cfg:"live" def:"1h" min:"1s" doc:"How long an answer asked for through the API can be read."`
+	MaxInbox          int           `json:"maxInbox" def:"200000" min:"1" doc:"Messages of this gateway that may wait in one inbox; then sends are refused."`
+	MaxWrites         int           `json:"maxWritesPerSecond" def:"1000" min:"1" doc:"Transactions of delivery that this gateway asks of the store in a second, at most."`
+	DeadRetention     time.Duration `json:"deadLetterRetention" def:"168h" min:"1m" doc:"How long dead letters are kept; of one agent the newest 1000 at most."`
+	Queues            []QueueConfig `json:"queues" doc:"Task queues: what many may add to and several gateways work off, each task once."`
+	Policy            PolicyConfig  `json:"policy" cfg:"live" doc:"Which agent may ask what of the agents here, when it asks from another gateway."`
+	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
+	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
+
+	Identity IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
+	Trust    TrustConfig    `json:"trust" doc:"Whose signatures count."`
+	Audit    AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
 }
 
 // IdentityConfig is the key that the gateway signs with.
@@ -90,7 +92,8 @@ type TrustConfig struct {
 // CONSUL_HTTP_TOKEN and their family, which Consul's client reads itself.
 type ConsulConfig struct {
 	Address    string `json:"address" doc:"host:port or URL of the agent. Empty: CONSUL_HTTP_ADDR, else 127.0.0.1:8500."`
-	Token      string `json:"token" cfg:"secret" doc:"ACL token. Empty: CONSUL_HTTP_TOKEN."`
+	Token      string `json:"token" cfg:"secret" doc:"ACL token. Empty: CONSUL_HTTP_TOKEN. A new one needs a restart; one in tokenFile does not."`
+	TokenFile  string `json:"tokenFile" doc:"File with the ACL token, read again when it changes. Empty: CONSUL_HTTP_TOKEN_FILE. It wins over token."`
 	Datacenter string `json:"datacenter" doc:"Datacenter. Empty: the agent's own."`
 }
 
@@ -124,18 +127,53 @@ type GatewayConfig struct {
 	Port      int             `json:"port" cfg:"zero" def:"18789" min:"0" max:"65535" doc:"TCP port of API and probes; 0 takes any free one."`
 	Bind      string          `json:"bind" def:"loopback" doc:"loopback, lan (all interfaces) or an IP address. Anything beyond loopback needs a token."`
 	Mode      string          `json:"mode" enum:"|local|remote" doc:"OpenClaw's: local, or remote for a client, which is refused here."`
-	Auth      AuthConfig      `json:"auth" doc:"Who may use the API."`
+	Auth      AuthConfig      `json:"auth" cfg:"live" doc:"Who may use the API."`
+	TLS       TLSConfig       `json:"tls" doc:"HTTPS instead of HTTP on the port, TLS 1.2 or later."`
 	Tailscale TailscaleConfig `json:"tailscale" doc:"Whether Tailscale Serve or Funnel stands in front; set up outside of gatemesh."`
-	ControlUI map[string]any  `json:"controlUi" cfg:"unused" doc:"OpenClaw's control page."`
+	ControlUI ControlUIConfig `json:"controlUi" doc:"The page, and pages from elsewhere."`
 	HTTP      map[string]any  `json:"http" cfg:"unused" doc:"OpenClaw's HTTP endpoints."`
-	_         struct{}        `accept:"customBindHost remote reload tls nodes trustedProxies allowRealIpFallback tools channelHealthCheckMinutes push webchat handshakeTimeoutMs channelStaleEventThresholdMinutes channelMaxRestartsPerHour"`
+	_         struct{}        `accept:"customBindHost remote reload nodes trustedProxies allowRealIpFallback tools channelHealthCheckMinutes push webchat handshakeTimeoutMs channelStaleEventThresholdMinutes channelMaxRestartsPerHour"`
 }
 
 // AuthConfig is who may use the API.
 type AuthConfig struct {
-	Mode  string   `json:"mode" enum:"|token|none" doc:"token or none. Empty: token when one is known, else none."`
-	Token string   `json:"token" cfg:"secret" doc:"Bearer token. Empty: OPENCLAW_GATEWAY_TOKEN, then GATEMESH_TOKEN."`
-	_     struct{} `accept:"password allowTailscale rateLimit trustedProxy"`
+	Mode      string          `json:"mode" enum:"|token|none" doc:"token or none. Empty: token when one is known, else none."`
+	Token     string          `json:"token" cfg:"secret" doc:"Bearer token with the role operate. Empty, and no tokens: OPENCLAW_GATEWAY_TOKEN, then GATEMESH_TOKEN."`
+	Tokens    []TokenConfig   `json:"tokens" doc:"More tokens, by their hashes; gatemesh token create makes one. Two entries at a time let one be replaced without a gap."`
+	RateLimit RateLimitConfig `json:"rateLimit" doc:"What becomes of an address that is refused again and again."`
+	_         struct{}        `accept:"password allowTailscale trustedProxy"`
+}
+
+// TokenConfig is one bearer token, known by its hash alone.
+type TokenConfig struct {
+	Name        string `json:"name" cfg:"id" doc:"Who has it: what log, status and refusals call it."`
+	Role        string `json:"role" enum:"read|send|operate" doc:"What it may do: look; also send and ask; also redrive, purge, cancel and clear."`
+	SHA256      string `json:"sha256" cfg:"secret" doc:"SHA-256 of the token, 64 hexadecimal digits (gatemesh token hash)."`
+	Expires     string `json:"expires" doc:"When it ends, as 2027-01-31T00:00:00Z. Empty: never."`
+	MaxRequests int    `json:"maxRequestsPerSecond" min:"0" max:"100000" doc:"Requests of it in a second, at most, and as many at once. 0: any number."`
+}
+
+// RateLimitConfig is OpenClaw's limit of failed attempts.
+type RateLimitConfig struct {
+	MaxAttempts    int  `json:"maxAttempts" def:"10" min:"1" max:"10000" doc:"Refused requests of one address (IPv6: of one /64) in windowMs, before they are answered 429."`
+	WindowMs       int  `json:"windowMs" def:"60000" min:"1000" max:"86400000" doc:"Milliseconds in which an address gets maxAttempts back."`
+	ExemptLoopback bool `json:"exemptLoopback" def:"false" doc:"Whether this machine may try as often as it likes."`
+	LockoutMs      int  `json:"lockoutMs" cfg:"unused" doc:"OpenClaw: how long an address is locked out."`
+}
+
+// TLSConfig is the certificate of the port. Its files are read again when they change.
+type TLSConfig struct {
+	Enabled      bool   `json:"enabled" def:"false" doc:"Whether the port speaks HTTPS."`
+	CertPath     string `json:"certPath" doc:"PEM file with the certificate and those between it and its CA. Read again when it changes."`
+	KeyPath      string `json:"keyPath" doc:"PEM file with its private key."`
+	AutoGenerate bool   `json:"autoGenerate" cfg:"unused" doc:"OpenClaw: make a certificate that nobody knows."`
+	CAPath       string `json:"caPath" cfg:"unused" doc:"OpenClaw: CA bundle for its own clients (ours: GATEMESH_CACERT)."`
+}
+
+// ControlUIConfig is the page.
+type ControlUIConfig struct {
+	AllowedOrigins []string `json:"allowedOrigins" cfg:"live" doc:"Origins beside the gateway's own whose pages may send and listen, as https://mesh.example."`
+	_              struct{} `accept:"enabled basePath root embedSandbox allowExternalEmbedUrls chatMessageMaxWidth allowInsecureAuth dangerouslyAllowHostHeaderOriginFallback dangerouslyDisableDeviceAuth"`
 }
 
 // TailscaleConfig is what stands in front. gatemesh does not run tailscale itself; it

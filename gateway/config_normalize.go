@@ -11,7 +11,8 @@ import (
 	"strings"
 )
 
-// cfgTokenVariables give gateway.auth.token when the file has none, first one first.
+// cfgTokenVariables give gateway.auth.token when the file knows no token at all, first one first. Beside
+// gateway.auth.tokens they would make an operator of whatever token the shell has for its client.
 var cfgTokenVariables = []string{"OPENCLAW_GATEWAY_TOKEN", "GATEMESH_TOKEN"}
 
 // The variables that hold an enrolment token and a gateway's key. The key is read when it is needed, and never becomes part
@@ -50,19 +51,27 @@ func (c *Config) Normalize() {
 
 	auth := &c.Gateway.Auth
 	for _, name := range cfgTokenVariables {
-		if value, _ := c.source.env(name); auth.Token == "" && value != "" {
+		if value, _ := c.source.env(name); auth.Token == "" && len(auth.Tokens) == 0 && value != "" {
 			auth.Token = value
 			c.source.origins["gateway.auth.token"] = Origin{Kind: OriginEnv, Name: name, Vars: []string{name}}
 		}
 	}
 	if auth.Mode == "" {
 		auth.Mode = "none"
-		if auth.Token != "" {
+		if auth.Token != "" || len(auth.Tokens) > 0 {
 			auth.Mode = "token"
 		}
 	}
+	for _, path := range []*string{&c.Gateway.TLS.CertPath, &c.Gateway.TLS.KeyPath} {
+		*path = cfgExpandHome(*path, c.source.env)
+	}
 	c.normalizeAgents()
 	c.normalizeQueues()
+	m.Policy.Rules = slices.Clone(m.Policy.Rules)
+	for i := range m.Policy.Rules {
+		r := &m.Policy.Rules[i]
+		r.Action = cmp.Or(r.Action, "allow")
+	}
 }
 
 func (c *Config) normalizeQueues() {

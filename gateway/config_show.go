@@ -20,7 +20,7 @@ const Redacted = "[redacted]"
 // the file's own shape; "origins" is a line for each value with where it came from.
 //
 // Hidden are values whose key says that they are secret (token, apiKey, appToken,
-// password, secret ... and whatever ends so), at any depth, everything below env, what
+// password, secret, sha256 ... and whatever ends so), at any depth, everything below env, what
 // came from a variable with such a name, passwords within URLs, and any other string
 // that holds one of these secrets.
 func (c *Config) Show(w io.Writer, format string) error {
@@ -87,7 +87,7 @@ func (s *configShow) structure(v reflect.Value, path string, hide bool) cfgObjec
 		if fv.IsZero() && f.def == "" && !s.cfg.source.explicit(p) {
 			continue
 		}
-		value := s.value(fv, p, hide || f.secret || cfgSecretKey(f.key) || p == "env")
+		value := s.value(fv, p, hide || f.secret || f.namesSecret() || p == "env")
 		if o, ok := value.(cfgObject); ok && len(o) == 0 {
 			continue
 		}
@@ -172,7 +172,7 @@ func (s *configShow) text(text, path string, hide bool) any {
 
 var cfgSecretEndings = []string{
 	"token", "tokens", "apikey", "apikeys", "password", "passwords", "passwd", "passphrase", "secret", "secrets",
-	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie",
+	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie", "sha256",
 }
 
 // cfgSecretKey reports whether a key says that its value is secret.
@@ -183,6 +183,12 @@ func cfgSecretKey(key string) bool {
 		return false
 	}
 	return slices.ContainsFunc(cfgSecretEndings, func(end string) bool { return strings.HasSuffix(plain, end) })
+}
+
+// namesSecret is cfgSecretKey of a field; the fields of a list of ours speak for themselves.
+func (f *cfgField) namesSecret() bool {
+	list := f.typ.Kind() == reflect.Slice && f.typ.Elem().Kind() == reflect.Struct
+	return !list && cfgSecretKey(f.key)
 }
 
 // cfgSecretVariable does the same for a variable's name, where KEY alone says enough.

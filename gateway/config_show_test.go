@@ -174,7 +174,7 @@ func TestConfigTags(t *testing.T) {
 			if f.short != "" && (f.typ.Kind() != reflect.Struct || cfgSchema(f.typ).byKey[f.short] == nil) {
 				t.Errorf("%s: short form %q", name, f.short)
 			}
-			if f.secret != cfgSecretKey(f.key) {
+			if f.secret != f.namesSecret() {
 				t.Errorf("%s: the tag and the name disagree about its being secret", name)
 			}
 			walk(f.typ)

@@ -218,7 +218,7 @@ func TestConfigDefaults(t *testing.T) {
 	m := cfg.Mesh
 	got := configWords(cfg.ListenAddr(), cfg.Gateway.Auth, m.Store, m.DataDir, m.Cluster, m.HeartbeatInterval, m.SessionTTL, m.DefaultTTL, m.MaxTTL,
 		m.DefaultMaxHops, m.MaxPayload, m.Retry, m.AckTimeout, m.ResultRetention, m.Log, m.Service)
-	want := "127.0.0.1:18789 {token from-env {}} consul /home/x/.gatemesh/a-gateway {octant-homelab option-2-distributed} 20s 15s 5m0s 24h0m0s" +
+	want := "127.0.0.1:18789 {token from-env [] {10 60000 false 0} {}} consul /home/x/.gatemesh/a-gateway {octant-homelab option-2-distributed} 20s 15s 5m0s 24h0m0s" +
 		" 4 8MiB {5 1s 1m0s} 10m0s 1h0m0s {info false} {openclaw true}"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -229,6 +229,12 @@ func TestConfigDefaults(t *testing.T) {
 	parsed.Normalize()
 	if !reflect.DeepEqual(parsed.Mesh, cfg.Mesh) || !reflect.DeepEqual(parsed.Gateway, cfg.Gateway) {
 		t.Errorf("{} differs from DefaultConfig: %+v", parsed)
+	}
+	// A client's variable does not come in beside the tokens of a file.
+	listed := mustParseConfig(t, `{ gateway: { auth: { tokens: [{ name: "ci", role: "read", sha256: "`+strings.Repeat("ab", 32)+`" }] } } }`, "GATEMESH_TOKEN=from-env")
+	listed.Normalize()
+	if a := listed.Gateway.Auth; a.Token != "" || a.Mode != "token" {
+		t.Errorf("beside a list: %+v", a)
 	}
 	// Made by hand, zeros that can be meant stay.
 	hand := &Config{Mesh: MeshConfig{Gateway: "a-gateway", AckTimeout: time.Second}, Agents: AgentsConfig{List: []AgentConfig{{ID: "x"}}}}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -8,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
@@ -24,6 +24,8 @@ func (c *Config) Validate() error {
 	v := &configValidator{cfg: c}
 	v.structure(reflect.ValueOf(c).Elem(), "")
 	v.bind()
+	v.tokens()
+	v.tls()
 	v.mesh()
 	v.agents()
 	v.queues()
@@ -134,13 +136,10 @@ func (v *configValidator) bind() {
 			return
 		}
 	}
-	if g.Auth.Mode == "token" && g.Auth.Token == "" {
-		v.errorf("gateway.auth.mode", "token, but there is none: set gateway.auth.token or the environment variable GATEMESH_TOKEN")
+	if g.Auth.Mode == "token" && g.Auth.Token == "" && len(g.Auth.Tokens) == 0 {
+		v.errorf("gateway.auth.mode", "token, but there is none: set gateway.auth.tokens (gatemesh token create), gateway.auth.token or the environment variable GATEMESH_TOKEN")
 	} else if !loopback && g.Auth.Mode != "token" {
-		v.errorf("gateway.bind", "%q is open to other machines and needs a token: set gateway.auth.token or the environment variable GATEMESH_TOKEN%s", g.Bind, cfgAuthHint(g.Auth))
-	}
-	if strings.ContainsFunc(g.Auth.Token, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		v.errorf("gateway.auth.token", "holds white space, which no HTTP header can carry (a line feed at its end?)")
+		v.errorf("gateway.bind", "%q is open to other machines and needs a token: set gateway.auth.tokens (gatemesh token create), gateway.auth.token or the environment variable GATEMESH_TOKEN%s", g.Bind, cfgAuthHint(g.Auth))
 	}
 	if mode := g.Tailscale.Mode; !loopback && (mode == "serve" || mode == "funnel") {
 		v.errorf("gateway.tailscale.mode", "%q contradicts gateway.bind %q: Tailscale hands requests to 127.0.0.1, and a gateway that also listens beyond loopback can be reached around it; say bind \"loopback\", or tailscale.mode \"off\"", mode, g.Bind)
@@ -148,7 +147,7 @@ func (v *configValidator) bind() {
 }
 
 func cfgAuthHint(a AuthConfig) string {
-	if a.Mode == "none" && a.Token != "" {
+	if a.Mode == "none" && (a.Token != "" || len(a.Tokens) > 0) {
 		return ` and gateway.auth.mode "token"`
 	}
 	return ""
@@ -187,6 +186,10 @@ func (v *configValidator) mesh() {
 		} else if t.Gateway != m.Gateway {
 			v.errorf("mesh.trust.enrollToken", "is for the gateway %q; this one is %q", t.Gateway, m.Gateway)
 		}
+	}
+	var wrong *policyError
+	if _, err := NewPolicy(m.Policy, m.Gateway); errors.As(err, &wrong) {
+		v.errorf("mesh.policy."+wrong.at, "%s", wrong.message)
 	}
 	if m.Service.Register && m.Service.Name == "" {
 		v.errorf("mesh.service.name", "is empty")

@@ -46,9 +46,11 @@ func (g *Gateway) connect(ctx context.Context) error {
 		ClusterID: m.Cluster.ID, Deployment: m.Cluster.Deployment, SessionTTL: m.SessionTTL, Heartbeat: m.HeartbeatInterval,
 		TTL: m.DefaultTTL, MaxHops: min(m.DefaultMaxHops, envelope.MaxHops), MaxPayload: int(m.MaxPayload), ResultRetention: m.ResultRetention,
 		DrainGrace: g.deps.DrainGrace, MaxInbox: m.MaxInbox, MaxWrites: m.MaxWrites, DeadRetention: m.DeadRetention,
-		Retry: bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
+		Authorize: g.policy.authorize,
+		Retry:     bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
 	}
 	cfg.Signer, cfg.Trust, cfg.Anchor, cfg.JoinToken = g.identity.signer, g.identity.verifier, g.identity.anchor, g.identity.token
+	cfg.Marks = g.identity.marks
 	if check != "" {
 		cfg.SessionChecks = []string{check}
 	}
@@ -91,7 +93,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 func (g *Gateway) storeMissing(err error) {
 	fix := "start it, or correct mesh.store and mesh.consul.address (CONSUL_HTTP_ADDR); no restart is needed"
 	if errors.Is(err, bus.ErrForbidden) {
-		fix = "give mesh.consul.token (CONSUL_HTTP_TOKEN) the rights for openclaw/, sessions and the service; a new token needs a restart"
+		fix = "gatemesh acl policy prints the rules that this gateway needs; a new rule, or a new token in mesh.consul.tokenFile (CONSUL_HTTP_TOKEN_FILE), needs no restart"
 	}
 	g.notReady(fmt.Sprintf("%s cannot be used: %v", g.deps.Store.Describe(), err))
 	g.log.Error("the store cannot be used; the gateway stays up and goes on trying", "store", g.deps.Store.Describe(), "error", err, "fix", fix)
@@ -158,7 +160,7 @@ func (g *Gateway) register(ctx context.Context) (string, error) {
 		ID: g.serviceID(), Name: g.start.Mesh.Service.Name, Address: host, Port: port,
 		Tags:      []string{"openclaw", "gateway", "gatemesh"},
 		Meta:      map[string]string{"gateway": g.name, "version": g.deps.Version, "url": g.url},
-		HealthURL: "http://" + localAddr(g.listener.Addr()) + "/health", Interval: healthEvery,
+		HealthURL: g.scheme() + "://" + localAddr(g.listener.Addr()) + "/health", Interval: healthEvery,
 	})
 	if err != nil {
 		return "", fmt.Errorf("register service: %w", err)
@@ -205,20 +207,28 @@ func (g *Gateway) keepService() {
 	}
 }
 
+// scheme is what the port speaks.
+func (g *Gateway) scheme() string {
+	if g.cert != nil {
+		return "https"
+	}
+	return "http"
+}
+
 // advertisedURL is where others reach a gateway that listens on addr.
-func advertisedURL(configured string, addr net.Addr) string {
+func advertisedURL(configured string, addr net.Addr, scheme string) string {
 	if configured != "" {
 		return configured
 	}
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
-		return "http://" + addr.String()
+		return scheme + "://" + addr.String()
 	}
 	ip := tcp.IP
 	if ip.IsUnspecified() {
 		ip = outwardIP()
 	}
-	return "http://" + net.JoinHostPort(ip.String(), strconv.Itoa(tcp.Port))
+	return scheme + "://" + net.JoinHostPort(ip.String(), strconv.Itoa(tcp.Port))
 }
 
 // outwardIP is this machine's first address beyond loopback, IPv4 before IPv6.

@@ -52,6 +52,9 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	if g.log.GetLevel() > level && g.log.GetLevel() != hclog.NoLevel {
 		return
 	}
+	if ev.Event == bus.EventRefused && !g.refusals.Allow() {
+		return // counted, streamed, and too many to write down: whoever floods the store must not flood the disk
+	}
 	kv := []any{}
 	add := func(key, value string) {
 		if value != "" {
@@ -65,6 +68,8 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	add("state", string(ev.State))
 	add("class", string(ev.Class))
 	add("reason", ev.Reason)
+	add("refusal", ev.Refusal)
+	add("key", ev.Key)
 	add("by", ev.By)
 	if ev.Attempt > 1 {
 		kv = append(kv, "attempt", ev.Attempt)

@@ -2,11 +2,11 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -50,15 +51,23 @@ type Gateway struct {
 	start *Config // what this process was started with
 
 	settings atomic.Pointer[settings]
+	policy   livePolicy
 	agents   map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	metrics  *metrics
 	hub      *hub
 	ids      idLocks
-	guard    *guard
+	guard    atomic.Pointer[guard]
+	// Requests refused for a wrong token, and for none.
+	wrong, missing attempts
 
-	// identity is nil until Start; audit too, and then nil when there is none.
+	cert   *certificate // nil: no TLS
+	limits limits
+
 	identity *identity
-	audit    *auditLog
+	// refusals bounds the log of what was refused.
+	refusals *rate.Limiter
+	// audit is nil until Start, and then when there is no audit log.
+	audit *auditLog
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -120,9 +129,21 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g := &Gateway{
 		deps: deps, log: deps.Logger, name: cfg.Mesh.Gateway, start: cfg, last: cfg,
 		agents: map[string]*liveAgent{}, service: make(chan struct{}, 1), done: make(chan struct{}),
-		guard: newGuard(cfg.Gateway.Auth),
+		limits: defaultLimits,
 	}
+	g.guard.Store(newGuard(cfg.Gateway))
+	var err error
+	if g.cert, err = newCertificate(cfg.Gateway.TLS, g.log); err != nil {
+		return nil, err
+	}
+	if g.identity, err = openIdentity(cfg, deps.StateDir); err != nil {
+		return nil, err
+	}
+	g.refusals = rate.NewLimiter(1, 20)
 	g.settings.Store(settingsOf(cfg))
+	if err := g.policy.set(cfg); err != nil {
+		return nil, err
+	}
 	g.notReady("starting")
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
@@ -148,22 +169,13 @@ func (g *Gateway) Start(ctx context.Context) error {
 		g.mu.Unlock()
 		return errors.New("gateway was started or stopped before: make a new one")
 	}
-	id, err := openIdentity(g.start, g.deps.StateDir)
-	if err != nil {
-		g.mu.Unlock()
-		return err
-	}
-	g.identity = id
 	if err := g.listen(ctx); err != nil {
 		g.mu.Unlock()
 		return err
 	}
-	if c := g.start.Mesh.Audit; c.Enabled && g.deps.StateDir != "" {
-		if g.audit, err = openAudit(filepath.Join(g.deps.StateDir, AuditDir), int64(c.MaxSize), id.signer, g.deps.Version, g.log.Named("audit")); err != nil {
-			g.mu.Unlock()
-			return errors.Join(err, g.listener.Close())
-		}
-		g.steps = append(g.steps, step{"audit log", g.audit.stop}) // the last to end
+	if err := g.openAudit(); err != nil {
+		g.mu.Unlock()
+		return errors.Join(err, g.listener.Close())
 	}
 	g.started, g.began = true, time.Now()
 	g.serve()
@@ -171,7 +183,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	g.wg.Add(1)
 	g.mu.Unlock()
 
-	err = g.begin(ctx)
+	err := g.begin(ctx)
 	g.wg.Done()
 	if err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), failTimeout)
@@ -184,7 +196,8 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
-		"agents", strings.Join(agents, ","), "version", g.deps.Version, "token", g.guard.required(), "key", g.identity.signer.Key.ID(), "trust", g.identity.describe())
+		"agents", strings.Join(agents, ","), "version", g.deps.Version, "tls", g.cert != nil, "token", !g.guard.Load().open,
+		"key", g.identity.signer.Key.ID(), "trust", g.identity.describe())
 	return nil
 }
 
@@ -217,21 +230,42 @@ func (g *Gateway) listen(ctx context.Context) error {
 			return fmt.Errorf("listen on %s: %w (is another gateway running? change gateway.port or gateway.bind)", g.start.ListenAddr(), err)
 		}
 	}
+	if g.guard.Load().open && !loopbackAddr(l.Addr()) {
+		_ = l.Close()
+		return fmt.Errorf("listen on %s, which others can reach, needs a token: set gateway.auth", l.Addr())
+	}
 	g.listener = l
-	g.url = advertisedURL(g.start.Mesh.AdvertiseURL, l.Addr())
+	g.url = advertisedURL(g.start.Mesh.AdvertiseURL, l.Addr(), g.scheme())
 	return nil
 }
 
+// limits are how long a client may take and how much it may say before its request is read.
+type limits struct {
+	// header bounds the TLS handshake and, from the first byte, the header; request all of it and the writing of the
+	// answer (waiting on purpose comes on top); idle a connection without a request.
+	header, request, idle time.Duration
+	headerBytes           int
+}
+
+var defaultLimits = limits{header: 10 * time.Second, request: ioTimeout, idle: 2 * time.Minute, headerBytes: 64 << 10}
+
 // serve answers HTTP from now on.
 func (g *Gateway) serve() {
+	// HTTP/1.1 alone: a WebSocket needs it, and HTTP/2 has limits of its own that would have to be watched.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	srv := &http.Server{
 		Handler:           g.handler(),
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       ioTimeout,
-		WriteTimeout:      ioTimeout,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: g.limits.header,
+		ReadTimeout:       g.limits.request,
+		WriteTimeout:      g.limits.request,
+		IdleTimeout:       g.limits.idle,
+		MaxHeaderBytes:    g.limits.headerBytes,
+		Protocols:         &protocols,
 		ErrorLog:          g.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	if g.cert != nil {
+		g.listener = tls.NewListener(g.listener, g.cert.config())
 	}
 	g.run(func() {
 		if err := srv.Serve(g.listener); !errors.Is(err, http.ErrServerClosed) {

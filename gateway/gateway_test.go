@@ -424,14 +424,14 @@ func TestURLs(t *testing.T) {
 		{"", tcp("::1"), "http://[::1]:18789", "[::1]:18789"},
 		{"wss://jerry.tailscale", tcp("0.0.0.0"), "wss://jerry.tailscale", "127.0.0.1:18789"},
 	} {
-		if got := advertisedURL(tc.configured, tc.addr); got != tc.url {
+		if got := advertisedURL(tc.configured, tc.addr, "http"); got != tc.url {
 			t.Errorf("url of %v: %s", tc.addr, got)
 		}
 		if got := localAddr(tc.addr); got != tc.local {
 			t.Errorf("local address of %v: %s", tc.addr, got)
 		}
 	}
-	if got := advertisedURL("", tcp("::")); strings.Contains(got, "[::]") || !strings.HasSuffix(got, ":18789") {
+	if got := advertisedURL("", tcp("::"), "https"); strings.Contains(got, "[::]") || !strings.HasPrefix(got, "https://") || !strings.HasSuffix(got, ":18789") {
 		t.Errorf("url of all interfaces: %s", got)
 	}
 	for raw, want := range map[string]int{"https://a": 443, "http://a": 80, "wss://a": 443, "http://a:18789": 18789} {

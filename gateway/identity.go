@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
@@ -16,6 +17,7 @@ const (
 	IdentityFile = "identity.key"
 	pinFile      = "trust-set.json"
 	AuditDir     = "audit"
+	marksFile    = "lanes.json"
 )
 
 // PinnedSet reads the newest trust set that a gateway has accepted, from its state directory; nil when there is none.
@@ -39,6 +41,10 @@ type identity struct {
 	signer   *trust.Signer
 	anchor   *trust.Anchor
 	verifier *trust.Verifier
+	// marks is the file of how far the lanes had come; "": none.
+	marks string
+	// loose is why the key does not outlive the process, if so.
+	loose error
 	// token shows the operator who asks to join; nil: he compares keys.
 	token *trust.Token
 }
@@ -46,12 +52,22 @@ type identity struct {
 // openIdentity reads the key (or makes it, on the first start) and what was pinned. Without a directory for state, the
 // key lives as long as the process.
 func openIdentity(cfg *Config, dir string) (*identity, error) {
+	if strings.HasPrefix(dir, "~") {
+		if cfg.Mesh.trusts() {
+			return nil, errors.New("mesh.dataDir: there is no home directory to keep this gateway's key in; name a directory")
+		}
+		dir = ""
+	}
 	key, err := gatewayKey(cfg, dir)
+	mesh, loose := cfg.Mesh.Cluster.ID, error(nil)
+	if unwritable := (*fs.PathError)(nil); errors.As(err, &unwritable) && !cfg.Mesh.trusts() && absent(filepath.Join(dir, pinFile)) {
+		// An open mesh believes everybody: there it must not keep a gateway from starting.
+		key, dir, loose, err = trust.NewKey(), "", err, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("this gateway's key (mesh.identity): %w", err)
 	}
-	mesh := cfg.Mesh.Cluster.ID
-	id := &identity{signer: &trust.Signer{Mesh: mesh, Gateway: cfg.Mesh.Gateway, Key: key}}
+	id := &identity{loose: loose, signer: &trust.Signer{Mesh: mesh, Gateway: cfg.Mesh.Gateway, Key: key}}
 	var operators []ed25519.PublicKey
 	for _, text := range cfg.Mesh.Trust.OperatorKeys {
 		public, err := trust.ParsePublic(text)
@@ -68,7 +84,7 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 	}
 	pin := ""
 	if dir != "" {
-		pin = filepath.Join(dir, pinFile)
+		pin, id.marks = filepath.Join(dir, pinFile), filepath.Join(dir, marksFile)
 	}
 	if id.anchor, err = trust.OpenAnchor(pin, mesh, operators); err != nil {
 		return nil, err
@@ -78,6 +94,17 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 		id.verifier.Use(set)
 	}
 	return id, nil
+}
+
+// absent reports whether there is surely nothing at path.
+func absent(path string) bool {
+	_, err := os.Stat(path)
+	return err != nil && !errors.Is(err, fs.ErrPermission)
+}
+
+// trusts reports whether anything was said of whom to believe.
+func (m *MeshConfig) trusts() bool {
+	return m.Trust.Mode == "enforce" || len(m.Trust.OperatorKeys) > 0 || m.Trust.EnrollToken != "" || m.Identity.KeyFile != ""
 }
 
 func gatewayKey(cfg *Config, dir string) (*trust.Key, error) {
@@ -101,6 +128,8 @@ func gatewayKey(cfg *Config, dir string) (*trust.Key, error) {
 // describe says in a few words what is believed.
 func (id *identity) describe() string {
 	switch set := id.verifier.Set(); {
+	case id.loose != nil:
+		return fmt.Sprintf("open, with another key after each start: %v", id.loose)
 	case set != nil:
 		return fmt.Sprintf("enforced, trust set %d", set.Version)
 	case id.verifier.Enforced():
@@ -109,4 +138,21 @@ func (id *identity) describe() string {
 		return "open until the operator's trust set is seen"
 	}
 	return "open: whoever can write the store is believed"
+}
+
+// The words of StatusResponse.Trust.
+const (
+	TrustOpen     = "open"
+	TrustWaiting  = "waiting"
+	TrustEnforced = "enforced"
+)
+
+func (id *identity) state() (key, state string, version uint64) {
+	state = TrustOpen
+	if set := id.verifier.Set(); set != nil {
+		state, version = TrustEnforced, set.Version
+	} else if id.verifier.Enforced() {
+		state = TrustWaiting
+	}
+	return id.signer.Key.ID(), state, version
 }

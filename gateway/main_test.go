@@ -80,7 +80,8 @@ type config map[string]any
 // parseNode makes a Config of mesh settings and agents.
 func parseNode(t testing.TB, name string, mesh config, token string, agents ...config) *Config {
 	t.Helper()
-	m := config{"gateway": name, "store": "local"}
+	// What may be asked across gateways is policy_test.go's matter.
+	m := config{"gateway": name, "store": "local", "policy": config{"default": "allow"}}
 	for k, v := range mesh {
 		m[k] = v
 	}

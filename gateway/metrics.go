@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -12,10 +13,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// scrapeTimeout bounds what a scrape asks the store.
-const scrapeTimeout = 2 * time.Second
+const (
+	// scrapeTimeout bounds what a scrape asks the store.
+	scrapeTimeout = 2 * time.Second
+	// maxScrapes bounds the scrapes at a time; further ones are answered 503.
+	maxScrapes = 4
+)
 
 // eventNames are the values of the label event; what is not here counts as "other".
 var eventNames = []string{
@@ -36,11 +42,12 @@ type metrics struct {
 
 	messages                  *prometheus.CounterVec
 	delivery, ack, reply      prometheus.Histogram
-	deadLetters               *prometheus.CounterVec
+	deadLetters, refused      *prometheus.CounterVec
 	retries                   prometheus.Counter
 	owned, store              prometheus.Gauge
 	requests                  *prometheus.CounterVec
 	requestSeconds            *prometheus.HistogramVec
+	denied                    *prometheus.CounterVec
 	waiting, clients, dropped *prometheus.Desc
 	known                     map[string]bool
 
@@ -60,12 +67,14 @@ func newMetrics(g *Gateway, version string) *metrics {
 		ack:         histogram("gatemesh_ack_seconds", "From making a message to its recorded end, seen by the agent's gateway."),
 		reply:       histogram("gatemesh_reply_seconds", "From making a question to its answer, seen by the asking gateway."),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_dead_letters_total", Help: "Messages given up, by class."}, []string{"class"}),
+		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_refused_total", Help: "Things in the store that were not believed, by reason."}, []string{"reason"}),
 		retries:     prometheus.NewCounter(prometheus.CounterOpts{Name: "gatemesh_retries_total", Help: "Attempts that will be repeated."}),
 		owned:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_owned_agents", Help: "Agents whose inboxes this gateway drains."}),
 		store:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_store_up", Help: "1 while the store answers, else 0."}),
 		requests:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_requests_total", Help: "HTTP requests by route and status."}, []string{"route", "code"}),
 		requestSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "gatemesh_http_request_seconds",
 			Help: "Time to answer HTTP requests by route; those that wait on purpose included.", Buckets: latency}, []string{"route"}),
+		denied:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_denied_total", Help: "HTTP requests that were refused before their route saw them, by reason."}, []string{"reason"}),
 		waiting: prometheus.NewDesc("gatemesh_inbox_waiting", "Messages in the lanes of an agent's inbox that nobody has taken; absent while the store does not answer.", []string{"agent"}, nil),
 		clients: prometheus.NewDesc("gatemesh_stream_clients", "Clients of the event stream.", nil, nil),
 		dropped: prometheus.NewDesc("gatemesh_stream_dropped_total", "Clients of the event stream that were cut off because they were too slow.", nil, nil),
@@ -77,7 +86,10 @@ func newMetrics(g *Gateway, version string) *metrics {
 		m.known[e] = true
 		m.messages.WithLabelValues(e)
 	}
-	m.registry.MustRegister(m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.retries, m.owned, m.store, m.requests,
+	for _, r := range deniedReasons {
+		m.denied.WithLabelValues(r)
+	}
+	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.refused, m.retries, m.owned, m.store, m.requests,
 		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -101,6 +113,8 @@ func (m *metrics) observe(ev bus.Event) {
 		m.reply.Observe(seconds)
 	case bus.EventDeadLetter:
 		m.deadLetters.WithLabelValues(string(ev.Class)).Inc()
+	case bus.EventRefused:
+		m.refused.WithLabelValues(cmp.Or(ev.Refusal, string(trust.Malformed))).Inc()
 	case bus.EventRetry:
 		m.retries.Inc()
 	case bus.EventOwned, bus.EventReleased, bus.EventDeposed:
@@ -148,7 +162,8 @@ func (m *metrics) request(route string, code int, took time.Duration) {
 }
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	// Anybody may ask, and each answer reads from the store.
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
 // scraped is what is looked up when somebody asks.

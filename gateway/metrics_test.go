@@ -7,11 +7,14 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -20,6 +23,7 @@ func TestMetricsTable(t *testing.T) {
 	n := startNode(t, parseNode(t, "lone", nil, "", echoAgent("bobby")), Deps{Store: newStore(t)})
 	n.ask("bobby", "x")
 	n.metrics.observe(bus.Event{Event: bus.EventDeadLetter, Class: envelope.ClassExpired}) // so that every label shows
+	n.metrics.observe(bus.Event{Event: bus.EventRefused})
 
 	families, err := n.metrics.registry.Gather()
 	if err != nil {
@@ -101,5 +105,42 @@ func TestMetricsCount(t *testing.T) {
 	}
 	if got := testutil.ToFloat64(m.owned); got != 0 {
 		t.Errorf("owned: %v", got)
+	}
+}
+
+// Scrapes need no token, so what they may ask of the store at a time is bounded.
+func TestScrapesAreBounded(t *testing.T) {
+	s := bustest.Faulty(newStore(t))
+	n := startNode(t, parseNode(t, "lone", nil, "", echoAgent("bobby")), Deps{Store: s})
+	var held atomic.Bool
+	held.Store(true)
+	asked, leave := make(chan struct{}, 64), make(chan struct{})
+	s.Before(func(string, []bus.Op) error {
+		if held.Load() {
+			asked <- struct{}{}
+			<-leave
+		}
+		return nil
+	})
+	codes := make(chan int, 2*maxScrapes)
+	var wg sync.WaitGroup
+	for range cap(codes) {
+		wg.Go(func() { codes <- n.do(http.MethodGet, "/metrics", "").status })
+	}
+	refused := 0
+	for refused < cap(codes)-maxScrapes {
+		if code := await(t, codes, "a refusal"); code != http.StatusServiceUnavailable {
+			t.Errorf("while the store is asked: %d", code)
+		}
+		refused++
+	}
+	await(t, asked, "a scrape to ask the store")
+	held.Store(false)
+	close(leave)
+	wg.Wait()
+	for range maxScrapes {
+		if code := await(t, codes, "an answer"); code != http.StatusOK {
+			t.Errorf("one of the first: %d", code)
+		}
 	}
 }

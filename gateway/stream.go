@@ -20,6 +20,8 @@ const (
 	// clientEvents is how many events may wait for one client. Facts may not merge: who is
 	// further behind is cut off and can come back for the replay.
 	clientEvents = 256
+	// maxStreams bounds the clients: each may hold clientEvents.
+	maxStreams = 1024
 	// pingEvery finds clients that are gone without a word.
 	pingEvery = 30 * time.Second
 	// frameTimeout bounds the writing of one frame.
@@ -41,6 +43,7 @@ type hub struct {
 // streamClient is one connection. The hub sends on events and closes gone; nobody
 // closes events.
 type streamClient struct {
+	who     *caller
 	message string
 	events  chan StreamEvent
 	gone    chan struct{}
@@ -89,14 +92,14 @@ func (h *hub) endLocked(c *streamClient, code websocket.StatusCode, why string) 
 }
 
 // join adds a client and returns the replay, with nothing between it and what follows. False:
-// the hub is closed.
-func (h *hub) join(message string, replay int) (*streamClient, []StreamEvent, bool) {
+// the hub is closed, or full.
+func (h *hub) join(who *caller, message string, replay int) (*streamClient, []StreamEvent, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed {
+	if h.closed || len(h.clients) >= maxStreams {
 		return nil, nil, false
 	}
-	c := &streamClient{message: message, events: make(chan StreamEvent, clientEvents), gone: make(chan struct{})}
+	c := &streamClient{who: who, message: message, events: make(chan StreamEvent, clientEvents), gone: make(chan struct{})}
 	var old []StreamEvent
 	for i := range h.ring {
 		if ev := h.ring[(h.next+i)%len(h.ring)]; c.wants(ev) {
@@ -115,6 +118,17 @@ func (h *hub) leave(c *streamClient) {
 	defer h.mu.Unlock()
 	delete(h.clients, c)
 	h.wg.Done()
+}
+
+// revoke sends away whom holds does not know any more.
+func (h *hub) revoke(holds func(*caller) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.clients {
+		if !holds(c.who) {
+			h.endLocked(c, websocket.StatusPolicyViolation, "this token may not listen any more")
+		}
+	}
 }
 
 func (h *hub) stats() (clients int, dropped uint64) {
@@ -157,21 +171,61 @@ func (g *Gateway) getEvents(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get("Upgrade") == "" {
 		return badRequest("", "this is a WebSocket: connect with ws:// or wss://")
 	}
+	who := callerOf(r)
+	if e := g.guard.Load().checkListener(r); e != nil {
+		g.denied(r, who, e)
+		return e
+	}
 	// Joined first: whoever knows that the stream is open misses nothing that they cause.
-	c, old, ok := g.hub.join(message, replay)
-	if !ok {
+	c, old, ok := g.hub.join(who, message, replay)
+	switch {
+	case !ok && !g.stopped():
+		return &APIError{status: http.StatusServiceUnavailable, Code: CodeBusy, Message: "too many clients listen already: " + strconv.Itoa(maxStreams)}
+	case !ok:
 		return bus.ErrStopped
 	}
 	defer g.hub.leave(c)
-	// A page of another site may not listen, whatever token the browser's user has.
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}})
-	if err != nil {
-		g.log.Debug("stream refused", "error", err)
-		return nil // Accept has answered
+	// A reload that came in between has looked for this client before it was there.
+	if u := g.guard.Load(); !u.holds(who) {
+		g.hub.revoke(u.holds)
+	}
+	// checkListener has looked at the origin.
+	hs := &handshake{ResponseWriter: w}
+	conn, err := websocket.Accept(hs, r, &websocket.AcceptOptions{Subprotocols: []string{StreamProtocol}, InsecureSkipVerify: true})
+	switch {
+	case err == nil:
+	case hs.code != 0:
+		return &APIError{status: hs.code, Code: CodeInvalid, Message: "not a WebSocket's handshake: connect with ws:// or wss://"}
+	default:
+		return nil // the client is gone
 	}
 	g.stream(conn, c, old)
 	return nil
 }
+
+// handshake keeps the answer of a handshake that failed to itself: it quotes what the client sent.
+type handshake struct {
+	http.ResponseWriter
+	code int // of the failure
+}
+
+func (h *handshake) WriteHeader(code int) {
+	if code != http.StatusSwitchingProtocols {
+		h.code = code
+		return
+	}
+	h.ResponseWriter.WriteHeader(code)
+}
+
+func (h *handshake) Write(b []byte) (int, error) {
+	if h.code != 0 {
+		return len(b), nil
+	}
+	return h.ResponseWriter.Write(b)
+}
+
+// Unwrap lets the upgrade through.
+func (h *handshake) Unwrap() http.ResponseWriter { return h.ResponseWriter }
 
 // stream writes until the client leaves or is sent away.
 func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEvent) {
@@ -197,6 +251,12 @@ func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEven
 	}
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
+	var expired <-chan time.Time
+	if !c.who.ends.IsZero() {
+		t := time.NewTimer(time.Until(c.who.ends))
+		defer t.Stop()
+		expired = t.C
+	}
 	for {
 		select {
 		case <-c.gone: // before whatever else is there to do
@@ -220,6 +280,9 @@ func (g *Gateway) stream(conn *websocket.Conn, c *streamClient, old []StreamEven
 			if err == nil {
 				_ = conn.Close(websocket.StatusPolicyViolation, "this stream takes nothing from its clients")
 			}
+			return
+		case <-expired:
+			_ = conn.Close(websocket.StatusPolicyViolation, "the token has expired")
 			return
 		case <-c.gone:
 		}

@@ -60,7 +60,7 @@ func TestStream(t *testing.T) {
 
 // hubEvents is what a client gets at once that asks for so many.
 func (n *node) hubEvents(replay int) []StreamEvent {
-	c, old, ok := n.hub.join("", replay)
+	c, old, ok := n.hub.join(anyone, "", replay)
 	if !ok {
 		return nil
 	}
@@ -73,7 +73,7 @@ func TestStreamRing(t *testing.T) {
 	for range ringEvents + 10 {
 		h.publish(bus.Event{Event: bus.EventQueued})
 	}
-	c, old, _ := h.join("", ringEvents)
+	c, old, _ := h.join(anyone, "", ringEvents)
 	h.leave(c)
 	if len(old) != ringEvents || old[0].Seq != 11 || old[len(old)-1].Seq != ringEvents+10 {
 		t.Errorf("%d events from %d to %d", len(old), old[0].Seq, old[len(old)-1].Seq)
@@ -171,6 +171,15 @@ func TestStreamRefuses(t *testing.T) {
 		if errors.Is(err, context.DeadlineExceeded) || websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
 			t.Errorf("%s: a client that talks sees %v", name, err)
 		}
+	}
+	// What is wrong with a handshake is said in our form, without what the client sent.
+	r := n.do(http.MethodGet, "/v1/events", "", func(r *http.Request) {
+		for k, v := range map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "a-token-that-slipped"} {
+			r.Header.Set(k, v)
+		}
+	})
+	if e := r.err(t); r.status != http.StatusBadRequest || e.Code != CodeInvalid || strings.Contains(string(r.body)+n.log.String(), "slipped") {
+		t.Errorf("a bad handshake: %d %s", r.status, r.body)
 	}
 	if r := n.do(http.MethodGet, "/v1/events", ""); r.status != http.StatusBadRequest {
 		t.Errorf("plain GET: %d", r.status)

@@ -69,6 +69,30 @@ variable "consul_addr" {
   default     = "http://127.0.0.1:8500"
 }
 
+variable "consul_cacert" {
+  description = "With an https consul_addr: the file, on the nodes, of the authority that signed Consul's certificate."
+  type        = string
+  default     = ""
+}
+
+variable "consul_client_cert" {
+  description = "Where Consul verifies who comes (verify_incoming): the file, on the nodes, of a client certificate."
+  type        = string
+  default     = ""
+}
+
+variable "consul_client_key" {
+  description = "Its key."
+  type        = string
+  default     = ""
+}
+
+variable "consul_token_file" {
+  description = "File, on the nodes, with the node's own Consul token (driver raw_exec). Empty: consul_token_NODE of the secrets, else consul_token."
+  type        = string
+  default     = ""
+}
+
 variable "nomad_addr" {
   description = "Nomad, for the infrastructure check."
   type        = string
@@ -93,20 +117,33 @@ variable "secret_path" {
 }
 
 locals {
+  # Each gateway has a Consul token of its own: their rules differ. Written without a line's end too many.
+  consul_token_from_vault = <<-EOT
+    {{ with secret "${var.secret_path != "" ? var.secret_path : "kv/data/openclaw"}" }}{{ with .Data.data -}}
+    {{ with index . (printf "consul_token_%s" (env "NODE")) }}{{ . }}{{ else }}{{ with .consul_token }}{{ . }}{{ end }}{{ end -}}
+    {{ end }}{{ end }}
+  EOT
+
+  consul_token_from_nomad = <<-EOT
+    {{ with nomadVar "${var.secret_path != "" ? var.secret_path : "nomad/jobs/gatemesh"}" -}}
+    {{ with (index . (printf "consul_token_%s" (env "NODE"))).Value }}{{ . }}{{ else }}{{ with .consul_token }}{{ . }}{{ end }}{{ end -}}
+    {{ end }}
+  EOT
+
   # An absent secret leaves its variable out: an empty token is not the same as none.
   from_vault = <<-EOT
     {{ with secret "${var.secret_path != "" ? var.secret_path : "kv/data/openclaw"}" }}{{ with .Data.data }}
     {{ with .gateway_token }}OPENCLAW_GATEWAY_TOKEN={{ . }}{{ end }}
-    {{ with .consul_token }}CONSUL_HTTP_TOKEN={{ . }}{{ end }}
     {{ with .nomad_token }}NOMAD_TOKEN={{ . }}{{ end }}
+    {{ with index . (printf "gateway_key_%s" (env "NODE")) }}GATEMESH_GATEWAY_KEY={{ . }}{{ end }}
     {{ end }}{{ end }}
   EOT
 
   from_nomad = <<-EOT
     {{ with nomadVar "${var.secret_path != "" ? var.secret_path : "nomad/jobs/gatemesh"}" }}
     {{ with .gateway_token }}OPENCLAW_GATEWAY_TOKEN={{ . }}{{ end }}
-    {{ with .consul_token }}CONSUL_HTTP_TOKEN={{ . }}{{ end }}
     {{ with .nomad_token }}NOMAD_TOKEN={{ . }}{{ end }}
+    {{ with (index . (printf "gateway_key_%s" (env "NODE"))).Value }}GATEMESH_GATEWAY_KEY={{ . }}{{ end }}
     {{ end }}
   EOT
 }
@@ -189,6 +226,15 @@ job "gatemesh" {
         GATEMESH_BIND    = var.bind
         CONSUL_HTTP_ADDR = var.consul_addr
         NOMAD_ADDR       = var.nomad_addr
+
+        # A file and not a variable: it is read again when it changes, so that a token is replaced
+        # without a restart. Empty where ACLs are off.
+        CONSUL_HTTP_TOKEN_FILE = var.consul_token_file != "" ? var.consul_token_file : "${NOMAD_SECRETS_DIR}/consul.token"
+
+        # Empty means unset.
+        CONSUL_CACERT      = var.consul_cacert
+        CONSUL_CLIENT_CERT = var.consul_client_cert
+        CONSUL_CLIENT_KEY  = var.consul_client_key
       }
 
       # It drains and hands over within 30 s. A Nomad client cuts this to its max_kill_timeout
@@ -212,6 +258,14 @@ job "gatemesh" {
         destination = "secrets/gatemesh.env"
         env         = true
         data        = var.secret_source == "vault" ? local.from_vault : local.from_nomad
+      }
+
+      # Nomad's consul block cannot make this token: its identities name the job, and the rules of
+      # its gateways differ by node.
+      template {
+        destination = "secrets/consul.token"
+        change_mode = "noop" # the gateway sees it by itself
+        data        = var.secret_source == "vault" ? local.consul_token_from_vault : local.consul_token_from_nomad
       }
 
       resources {

@@ -114,6 +114,7 @@ func TestNomadJobPlan(t *testing.T) {
 		"Consul's entry is the gateway's":     g.Services[0].Provider == "nomad",
 		"the node's own Consul agent":         task.Env["CONSUL_HTTP_ADDR"] == "http://127.0.0.1:8500",
 		"Nomad, for the check":                task.Env["NOMAD_ADDR"] == "http://nomad.service.consul:4646",
+		"a new Consul token needs no restart": strings.HasSuffix(task.Env["CONSUL_HTTP_TOKEN_FILE"], "/consul.token") && task.Templates[2].DestPath == "secrets/consul.token" && task.Templates[2].ChangeMode == "noop",
 		"a changed configuration is a SIGHUP": task.Templates[0].ChangeMode == "signal" && task.Templates[0].ChangeSignal == "SIGHUP",
 	} {
 		if !ok {
@@ -176,17 +177,29 @@ func TestNomadSecrets(t *testing.T) {
 			secrets map[string]any
 			want    []string
 		}{
-			{map[string]any{"gateway_token": "g", "consul_token": "c", "nomad_token": "n"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "CONSUL_HTTP_TOKEN=c", "NOMAD_TOKEN=n"}},
+			{map[string]any{"gateway_token": "g", "consul_token": "c", "nomad_token": "n"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "NOMAD_TOKEN=n", "c"}},
+			{map[string]any{"gateway_token": "g", "consul_token": "c", "consul_token_jerry-1": "j"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "j"}},
 			{map[string]any{"gateway_token": "g"}, []string{"OPENCLAW_GATEWAY_TOKEN=g"}},
+			{map[string]any{"gateway_token": "g", "gateway_key_jerry-1": "k", "gateway_key_bobby-1": "b"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "GATEMESH_GATEWAY_KEY=k"}},
 		} {
-			asked := ""
-			got := render(t, readJob(t, "secret_source="+source).TaskGroups[0].Tasks[0].Templates[1].EmbeddedTmpl, template.FuncMap{
-				"secret": func(p string) any {
-					asked = p
-					return struct{ Data map[string]any }{map[string]any{"data": c.secrets}}
-				},
-				"nomadVar": func(p string) any { asked = p; return c.secrets },
-			})
+			asked, got := "", ""
+			for _, tmpl := range readJob(t, "secret_source="+source).TaskGroups[0].Tasks[0].Templates[1:] {
+				got += render(t, tmpl.EmbeddedTmpl, template.FuncMap{
+					"secret": func(p string) any {
+						asked = p
+						return struct{ Data map[string]any }{map[string]any{"data": c.secrets}}
+					},
+					"nomadVar": func(p string) any {
+						asked = p
+						items := map[string]nomadItem{}
+						for k, v := range c.secrets {
+							items[k] = nomadItem{Value: v.(string)}
+						}
+						return items
+					},
+					"env": func(name string) string { return map[string]string{"NODE": "jerry-1"}[name] },
+				})
+			}
 			if lines := strings.Fields(got); !slices.Equal(lines, c.want) || asked != path {
 				t.Errorf("%s: %q from %s, want %q from %s", source, lines, asked, c.want, path)
 			}
@@ -196,6 +209,11 @@ func TestNomadSecrets(t *testing.T) {
 		t.Errorf("secret_path is not used: %s", got)
 	}
 }
+
+// nomadItem is how Nomad's templates see one value of a variable.
+type nomadItem struct{ Value string }
+
+func (i nomadItem) String() string { return i.Value }
 
 func render(t *testing.T, text string, funcs template.FuncMap) string {
 	t.Helper()
@@ -261,7 +279,7 @@ func commandLines(page string) []string {
 var bareWord = regexp.MustCompile(`^[a-z][a-z-]*$`)
 
 // takesName are the commands whose next word is somebody's name and no subcommand.
-var takesName = []string{"gatemesh inbox", "nomad job status"}
+var takesName = []string{"gatemesh trust approve", "gatemesh trust enroll", "gatemesh trust revoke", "gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
 
 // subcommand is the words that name a command: up to the first flag, name or file.
 func subcommand(words []string) []string {

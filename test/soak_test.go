@@ -1,14 +1,9 @@
 package test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -85,64 +80,10 @@ type soak struct {
 	changed  chan struct{}
 }
 
-// soakProcess is one gateway, started again and again.
-type soakProcess struct {
-	s     *soak
-	n     int
-	cable *cable
-	// skew is what the clock of the next process is wrong by.
-	skew time.Duration
-
-	mu    sync.Mutex
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	ready chan struct{}
-	gone  chan struct{}
-}
-
 func (s *soak) problem(format string, args ...any) {
 	if len(s.problems) < 50 {
 		s.problems = append(s.problems, fmt.Sprintf(format, args...))
 	}
-}
-
-func (p *soakProcess) start() {
-	s := p.s
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), soakNodeEnv+"="+fmt.Sprintf("node-%d", p.n), soakStoreEnv+"="+p.cable.addr(), soakClockEnv+"="+p.skew.String())
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	ready, gone := make(chan struct{}), make(chan struct{})
-	p.mu.Lock()
-	p.cmd, p.in, p.ready, p.gone = cmd, in, ready, gone
-	p.mu.Unlock()
-	go func() {
-		defer close(gone)
-		lines := bufio.NewScanner(out)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			var l soakLine
-			if json.Unmarshal(lines.Bytes(), &l) != nil {
-				continue // cut short by a kill
-			}
-			if l.What == "ready" {
-				close(ready)
-				continue
-			}
-			s.hear(p.n, l)
-		}
-		_ = cmd.Wait()
-	}()
 }
 
 // hear takes in one line of a node.
@@ -187,48 +128,6 @@ func (s *soak) hear(node int, l soakLine) {
 	}
 }
 
-// end ends a process: with kill -9, or in order.
-func (p *soakProcess) end(sig syscall.Signal) {
-	p.mu.Lock()
-	cmd, gone := p.cmd, p.gone
-	p.mu.Unlock()
-	_ = cmd.Process.Signal(syscall.SIGCONT)
-	_ = cmd.Process.Signal(sig)
-	select {
-	case <-gone:
-	case <-time.After(20 * time.Second):
-		_ = cmd.Process.Kill()
-		<-gone
-	}
-}
-
-func (p *soakProcess) isReady(d time.Duration) bool {
-	p.mu.Lock()
-	ready, gone := p.ready, p.gone
-	p.mu.Unlock()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ready:
-		return true
-	case <-gone:
-	case <-t.C:
-	}
-	return false
-}
-
-// revive starts a process that is not running, and waits until it is ready.
-func (p *soakProcess) revive() {
-	for try := 0; try < 5; try++ {
-		p.start()
-		if p.isReady(45 * time.Second) {
-			return
-		}
-		p.end(syscall.SIGKILL)
-	}
-	p.s.t.Errorf("node %d does not start", p.n)
-}
-
 // send writes the orders that are due to their nodes.
 func (s *soak) send(m *soakMessage) {
 	p := s.nodes[m.node]
@@ -239,109 +138,6 @@ func (s *soak) send(m *soakMessage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, _ = p.in.Write(append(b, '\n')) // a node that is gone gets it again later
-}
-
-// soakFault is something that happens.
-type soakFault struct {
-	name string
-	do   func(s *soak)
-}
-
-// soakFaults are what happens all along; each leaves the mesh able to go on.
-var soakFaults = []soakFault{
-	{"gateway kill -9", func(s *soak) {
-		p := s.any()
-		p.end(syscall.SIGKILL)
-		p.revive()
-	}},
-	{"gateway SIGTERM", func(s *soak) {
-		p := s.any()
-		p.end(syscall.SIGTERM)
-		p.revive()
-	}},
-	{"gateway's clock changed", func(s *soak) {
-		p := s.any()
-		p.end(syscall.SIGKILL)
-		// Two of them are never further apart than the allowed skew: beyond, mail dies, as bus/clock_test.go says.
-		p.skew = time.Duration(s.rng.Int64N(int64(envelope.DefaultSkew))) - envelope.DefaultSkew/2
-		p.revive()
-	}},
-	{"gateway stopped and continued", func(s *soak) {
-		p := s.any()
-		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
-		s.idle(time.Duration(2+s.rng.IntN(7)) * time.Second)
-		_ = p.cmd.Process.Signal(syscall.SIGCONT)
-	}},
-	{"consul leader killed", func(s *soak) { s.killServer(true) }},
-	{"consul follower killed", func(s *soak) { s.killServer(false) }},
-	{"consul restarted, all three", func(s *soak) {
-		for i := range s.c.Servers() {
-			_ = s.c.Kill(i)
-		}
-		var wg sync.WaitGroup
-		for i := range s.c.Servers() { // together: none of them has a leader alone
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				s.restart(i)
-			}()
-		}
-		wg.Wait()
-	}},
-	{"partition: refused", func(s *soak) { s.cut(cableRefuses) }},
-	{"partition: silent", func(s *soak) { s.cut(cableHangs) }},
-	{"connections reset", func(s *soak) {
-		p := s.any()
-		for range 5 {
-			p.cable.set(cableResets)
-			s.idle(50 * time.Millisecond)
-			p.cable.set(cableWhole)
-			s.idle(100 * time.Millisecond)
-		}
-	}},
-}
-
-func (s *soak) any() *soakProcess { return s.nodes[s.rng.IntN(len(s.nodes))] }
-
-func (s *soak) cut(state string) {
-	p := s.any()
-	p.cable.set(state)
-	s.idle(time.Duration(1+s.rng.IntN(5)) * time.Second)
-	p.cable.set(cableWhole)
-}
-
-func (s *soak) killServer(leader bool) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
-	defer cancel()
-	i, err := s.c.Leader(ctx)
-	if err != nil {
-		s.t.Errorf("the test finds no leader: %v", err)
-		return
-	}
-	if !leader {
-		i = (i + 1 + s.rng.IntN(2)) % s.c.Servers()
-	}
-	if err := s.c.Kill(i); err != nil {
-		s.t.Errorf("the test cannot kill server %d: %v", i, err)
-		return
-	}
-	s.idle(time.Second)
-	s.restart(i)
-}
-
-func (s *soak) restart(i int) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
-	defer cancel()
-	if err := s.c.Restart(ctx, i); err != nil {
-		s.t.Errorf("the test cannot restart server %d: %v", i, err)
-	}
-}
-
-// idle lets the fault last. It is the fault, not a wait for something.
-func (s *soak) idle(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	<-t.C
 }
 
 // soakWords are what messages ask for, by how many of a hundred.
@@ -496,156 +292,6 @@ func (s *soak) run(n, rate int, faults bool) {
 	if faults && !stopped {
 		close(stop)
 		faulting.Wait()
-	}
-}
-
-// harvest reads what became of messages whose senders were away when they were told.
-func (s *soak) harvest(store bus.Store) {
-	ctx := s.t.Context()
-	for _, prefix := range []string{"receipts/", "ledger/"} {
-		pairs, err := store.List(ctx, bus.Root+prefix)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		for _, p := range pairs {
-			var head struct {
-				Receipts []struct {
-					IDs   []string       `json:"ids"`
-					State envelope.State `json:"state"`
-					Class envelope.Class `json:"class"`
-				} `json:"receipts"`
-			}
-			if json.Unmarshal(p.Value, &head) != nil {
-				continue // the resident key
-			}
-			s.mu.Lock()
-			for _, r := range head.Receipts {
-				for _, id := range r.IDs {
-					m := s.messages[id]
-					if m == nil {
-						continue
-					}
-					switch r.State {
-					case envelope.Acked:
-						m.accepted = true
-						if m.ackedAt.IsZero() {
-							m.ackedAt = time.Now()
-						}
-					case envelope.DeadLetter:
-						m.accepted, m.dead = true, string(r.Class)
-					}
-				}
-			}
-			s.mu.Unlock()
-		}
-	}
-}
-
-// answers finds the answers that were told to a process that died before it could tell us.
-func (s *soak) answers(store bus.Store) {
-	keys, err := store.Keys(s.t.Context(), bus.Root+"results/", "")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range keys {
-		if m := s.messages[k[strings.LastIndex(k, "/")+1:]]; m != nil {
-			m.stored = true
-		}
-	}
-}
-
-// footprint waits until nothing is on its way any more, and weighs what is left.
-func (s *soak) footprint(store bus.Store) (keys, ledger int) {
-	ctx := s.t.Context()
-	deadline := time.Now().Add(150 * time.Second) // the reconciler comes every minute, and twice for some
-	for {
-		pairs, err := store.List(ctx, bus.Root)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		keys, ledger = 0, 0
-		moving := map[string]int{}
-		for _, p := range pairs {
-			room, _, _ := strings.Cut(strings.TrimPrefix(p.Key, bus.Root), "/")
-			if room == "results" || room == "blobs" || room == "deadletters" {
-				continue // kept for a stated time
-			}
-			if room == "ledger" {
-				ledger++
-				continue
-			}
-			keys++
-			if room == "lanes" || room == "pending" {
-				moving[room]++
-			}
-		}
-		if len(moving) == 0 {
-			return keys, ledger
-		}
-		if time.Now().After(deadline) {
-			s.problem("after the drain there are still %v", moving)
-			return keys, ledger
-		}
-		s.idle(500 * time.Millisecond)
-	}
-}
-
-// judge counts.
-func (s *soak) judge() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := &s.figures
-	f.DeadLetters = map[string]int{}
-	for id, m := range s.messages {
-		word, _, _ := strings.Cut(m.order.Text, " ")
-		if !m.accepted {
-			s.problem("%s (%s) was never accepted", id, m.order.Text)
-			continue
-		}
-		f.Accepted++
-		acked, dead := !m.ackedAt.IsZero(), m.dead != ""
-		switch {
-		case !acked && !dead:
-			f.Lost++
-			s.problem("%s (%s) from node-%d to %s has no end", id, m.order.Text, m.node, m.order.To)
-		case acked && dead:
-			f.Doubled++
-			s.problem("%s (%s) is acked and dead", id, m.order.Text)
-		case m.late > 0 || m.replies > 1:
-			f.Doubled++
-			s.problem("%s (%s): %d answers, %d effects after its ack", id, m.order.Text, m.replies, m.late)
-		}
-		if dead {
-			f.DeadLetters[m.dead]++
-			if word != "fails" && word != "never" {
-				s.problem("%s (%s) died of %s", id, m.order.Text, m.dead)
-			}
-			continue
-		}
-		if acked {
-			f.Acked++
-			if m.replies == 0 && !m.stored {
-				f.Lost++
-				s.problem("%s (%s) is acked, and its answer is nowhere", id, m.order.Text)
-			}
-			if len(m.effects) == 0 {
-				s.problem("%s (%s) is acked and had no effect", id, m.order.Text)
-			}
-			f.RepeatedByCrash += max(0, len(m.effects)-1)
-		}
-	}
-	for conv, texts := range s.order {
-		n := -1
-		for _, text := range texts {
-			var k int
-			_, num, _ := strings.Cut(text, " ")
-			if _, err := fmt.Sscan(num, &k); err != nil || k <= n {
-				s.problem("conversation %s: %q came after number %d", conv, text, n)
-			}
-			n = k
-		}
 	}
 }
 

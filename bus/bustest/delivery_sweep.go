@@ -76,8 +76,8 @@ func sweepRun(w *world, name string, before, after Hook) int {
 	open := w.open
 	if w.slow { // a server takes only so many connections: each run gives back its own
 		var clients []bus.Store
-		open = func() bus.Store {
-			clients = append(clients, w.open())
+		open = func(gateway string) bus.Store {
+			clients = append(clients, w.open(gateway))
 			return clients[len(clients)-1]
 		}
 		defer func() {
@@ -214,8 +214,8 @@ func (w *world) settled(name string, n *node) {
 func unsteadyWatches(w *world) {
 	open := w.open
 	var stores []*unsteady
-	w.open = func() bus.Store {
-		stores = append(stores, Unsteady(open()).(*unsteady))
+	w.open = func(gateway string) bus.Store {
+		stores = append(stores, Unsteady(open(gateway)).(*unsteady))
 		return stores[len(stores)-1]
 	}
 	jerry, bobby := w.node("jerry"), w.node("bobby")

@@ -136,7 +136,7 @@ func explored(v Verdict, faulty bool) (*Exploration, error) {
 type mesh struct {
 	r       *RandomRun
 	ctx     context.Context
-	open    func() bus.Store
+	open    func(gateway string) bus.Store
 	fake    bool
 	tag     string
 	journal journal
@@ -164,9 +164,14 @@ var errByPlan = fmt.Errorf("%w: the run's plan", bus.ErrUnavailable)
 // Play runs it on real gateways over the stores that open returns, and returns what the model does not permit. fake says
 // that it runs inside testing/synctest.
 func (r *RandomRun) Play(ctx context.Context, open func() bus.Store, fake bool) error {
+	return r.play(ctx, func(string) bus.Store { return open() }, fake)
+}
+
+// play is Play with a client for each gateway, by its name; "" is who may do everything.
+func (r *RandomRun) play(ctx context.Context, open func(gateway string) bus.Store, fake bool) error {
 	w := &mesh{r: r, ctx: ctx, open: open, fake: fake, attempts: map[string]int{}, tag: envelope.NewID()[24:],
 		sent: make([]bool, len(r.messages)), told: make([]bool, len(r.messages))}
-	w.admin = open()
+	w.admin = open("")
 	for range r.messages {
 		w.ids = append(w.ids, envelope.NewID())
 	}
@@ -218,7 +223,7 @@ func (w *mesh) start() (err error) {
 
 // boot starts a gateway; all but billy may run the agent, billy runs its helper.
 func (w *mesh) boot(name string) (*process, error) {
-	p := &process{store: Faulty(journaled{w.open(), &w.journal})}
+	p := &process{store: Faulty(journaled{w.open(w.name(name)), &w.journal})}
 	b, err := bus.New(bus.Config{Gateway: w.name(name), Store: p.store, Heartbeat: time.Hour, DrainGrace: 10 * time.Millisecond, TTL: 24 * time.Hour,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 10 * time.Millisecond, Max: 20 * time.Millisecond}})
 	if err != nil {
@@ -445,8 +450,8 @@ func randomRuns(w *world) {
 	for n := range runs {
 		var clients []bus.Store
 		run := drawn.Example(n)
-		err := run.Play(w.Context(), func() bus.Store {
-			clients = append(clients, w.open())
+		err := run.play(w.Context(), func(gateway string) bus.Store {
+			clients = append(clients, w.open(gateway))
 			return clients[len(clients)-1]
 		}, false)
 		if err != nil {

@@ -16,11 +16,14 @@ import (
 // world is one subtest's mesh.
 type world struct {
 	*testing.T
-	open func() bus.Store
+	// open returns a client with the rights of a gateway; "" is somebody who may do everything.
+	open func(gateway string) bus.Store
 	tag  string
 	// slow: real servers; what is done for every call is done for some.
 	slow  bool
 	nodes []*node
+	// trust is set when the mesh believes signatures only.
+	trust *trusted
 }
 
 func (w *world) name(s string) string { return s + "-" + w.tag }
@@ -42,13 +45,49 @@ type node struct {
 
 type option func(*bus.Config)
 
+// mayDo is who does what in the suite, without the tags of the subtests: stores with access
+// rules make them from it.
+var mayDo = bus.Topology{
+	Gateways: []string{"user", "sender", "three"},
+	Agents: map[string][]string{
+		"bob":    {"jerry", "bobby", "billy", "first", "second", "third"},
+		"hub":    {"first", "second"},
+		"helper": {"jerry", "billy"},
+		"one":    {"bobby"}, "two": {"bobby"}, "three": {"jerry"}, "chair": {"jerry"},
+	},
+	Queues:  map[string][]string{"chores": {"owner", "heir"}},
+	Workers: map[string][]string{"chores": {"one", "two"}},
+}
+
+// tagged is the topology of one subtest.
+func tagged(t bus.Topology, tag string) bus.Topology {
+	list := func(names []string) []string {
+		out := make([]string, len(names))
+		for i, n := range names {
+			out[i] = n + "-" + tag
+		}
+		return out
+	}
+	all := func(m map[string][]string) map[string][]string {
+		out := map[string][]string{}
+		for id, gws := range m {
+			out[id+"-"+tag] = list(gws)
+		}
+		return out
+	}
+	return bus.Topology{Gateways: list(t.Gateways), Agents: all(t.Agents), Queues: all(t.Queues), Workers: all(t.Workers)}
+}
+
 func (w *world) node(name string, opts ...option) *node {
 	w.Helper()
-	n := &node{w: w, store: Faulty(w.open()), events: make(chan bus.Event, 1<<16)}
+	n := &node{w: w, store: Faulty(w.open(w.name(name))), events: make(chan bus.Event, 1<<16)}
 	cfg := bus.Config{
 		Gateway: w.name(name), Store: n.store, URL: "http://" + name, Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Warn, Output: testWriter{w.T}}),
 		Observe: func(ev bus.Event) { n.events <- ev }, Heartbeat: time.Hour, DrainGrace: 100 * time.Millisecond,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 10 * time.Millisecond, Max: 20 * time.Millisecond},
+	}
+	if w.trust != nil {
+		w.trust.join(&cfg)
 	}
 	for _, o := range opts {
 		o(&cfg)

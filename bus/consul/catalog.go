@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -28,6 +29,17 @@ func (s *Store) RegisterService(ctx context.Context, svc bus.Service) (string, e
 	if svc.ID == "" || svc.Name == "" {
 		return "", errors.New("register service: it needs an id and a name")
 	}
+	check, err := s.register(ctx, svc)
+	if err == nil {
+		s.services.Lock()
+		s.services.byID[svc.ID] = svc
+		s.services.Unlock()
+	}
+	return check, err
+}
+
+// register tells the agent.
+func (s *Store) register(ctx context.Context, svc bus.Service) (string, error) {
 	c, err := s.begin(ctx, "register service "+svc.ID, s.timeout)
 	if err != nil {
 		return "", err
@@ -46,9 +58,12 @@ func (s *Store) RegisterService(ctx context.Context, svc bus.Service) (string, e
 			interval = 10 * time.Second
 		}
 		reg.Check = &api.AgentServiceCheck{
-			CheckID:                        checkID,
-			Name:                           svc.Name + " answers",
-			HTTP:                           svc.HealthURL,
+			CheckID: checkID,
+			Name:    svc.Name + " answers",
+			HTTP:    svc.HealthURL,
+			// The agent asks a port of its own node whether somebody is there, and sends nothing that matters. The
+			// certificate is for the name that others use.
+			TLSSkipVerify:                  strings.HasPrefix(svc.HealthURL, "https://"),
 			Interval:                       interval.String(),
 			Timeout:                        min(max(2*interval, 2*time.Second), 10*time.Second).String(),
 			Status:                         api.HealthPassing,
@@ -70,6 +85,9 @@ func (s *Store) DeregisterService(ctx context.Context, id string) error {
 		return err
 	}
 	defer c.end()
+	s.services.Lock()
+	delete(s.services.byID, id)
+	s.services.Unlock()
 	err = s.calls.Agent().ServiceDeregisterOpts(id, c.query())
 	if err != nil && c.answer.status != http.StatusNotFound {
 		return s.fail(c, err)

@@ -47,22 +47,35 @@ func retry(t *testing.T, within time.Duration, fn func() error) time.Duration {
 	return time.Since(begin)
 }
 
-// TestOneServer runs against one real server what needs no faults.
+// TestOneServer runs against one real server what needs no faults. The server denies what no policy
+// allows; delivery runs with the rights of each gateway.
 func TestOneServer(t *testing.T) {
-	c := cluster.ForTestWith(t, cluster.Options{Servers: 1, Config: manyClients})
-	s := open(t, Options{Address: c.Addr(0)})
+	c := newRealm(t, cluster.Options{Servers: 1, Config: manyClients})
+	s := c.admin
 	t.Run("Transactions", func(t *testing.T) { testTransactions(t, s) })
 	t.Run("Limits", func(t *testing.T) { testLimits(t, s) })
-	t.Run("Sessions", func(t *testing.T) { testSessions(t, s) })
+	t.Run("Sessions", func(t *testing.T) { testSessions(t, s, c.Token()) })
 	t.Run("ServiceCheckEndsSession", func(t *testing.T) { testServiceCheck(t, s) })
+	t.Run("ServiceCheckOverTLS", func(t *testing.T) { testServiceCheckTLS(t, s) })
 	t.Run("Servers", func(t *testing.T) { testServers(t, s) })
-	t.Run("WatchBlackholed", func(t *testing.T) { testBlackhole(t, c.Addr(0)) })
+	t.Run("WatchBlackholed", func(t *testing.T) { testBlackhole(t, c) })
 	t.Run("Suite", func(t *testing.T) {
-		bustest.Store(t, func(t *testing.T) bus.Store { return open(t, Options{Address: c.Addr(0)}) })
+		bustest.Store(t, func(t *testing.T) bus.Store { return open(t, Options{Address: c.Addr(0), Token: c.Token()}) })
 	})
 	t.Run("Delivery", func(t *testing.T) {
-		bustest.Delivery(t, func(t *testing.T) func() bus.Store {
-			return func() bus.Store { return open(t, Options{Address: c.Addr(0)}) }
+		bustest.DeliveryAs(t, func(t *testing.T) func(bus.Topology, string) bus.Store {
+			return func(mesh bus.Topology, gateway string) bus.Store {
+				if gateway == "" {
+					return open(t, Options{Address: c.Addr(0), Token: c.Token()})
+				}
+				return c.as(t, mesh, gateway, "server-1", c.Addr(0))
+			}
+		})
+	})
+	t.Run("SignedDelivery", func(t *testing.T) {
+		bustest.SignedDelivery(t, func(t *testing.T) func() bus.Store {
+			// With all rights: what rules would refuse is what the signatures are there for.
+			return func() bus.Store { return open(t, Options{Address: c.Addr(0), Token: c.Token()}) }
 		})
 	})
 }
@@ -204,7 +217,7 @@ func testLimits(t *testing.T, s *Store) {
 // watches of those that are gone until they run out (5 minutes).
 const manyClients = `limits { http_max_conns_per_client = 2000 }`
 
-func testSessions(t *testing.T, s *Store) {
+func testSessions(t *testing.T, s *Store, token string) {
 	ctx := t.Context()
 	id := must(s.NewSession(ctx, bus.SessionOptions{Name: "gatemesh jerry", TTL: 10 * time.Second}))(t)
 	var infos []struct {
@@ -245,7 +258,7 @@ func testSessions(t *testing.T, s *Store) {
 	if _, err := s.NewSession(ctx, bus.SessionOptions{TTL: time.Second}); err == nil || errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "TTL") {
 		t.Errorf("a TTL under Consul's minimum: %v", err)
 	}
-	short := open(t, Options{Address: strings.TrimPrefix(s.Describe(), "consul at "), RequestTimeout: 200 * time.Millisecond})
+	short := open(t, Options{Address: strings.TrimPrefix(s.Describe(), "consul at "), Token: token, RequestTimeout: 200 * time.Millisecond})
 	if _, err := short.NewSession(ctx, bus.SessionOptions{Checks: []string{"service:none"}}); !errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "service:none") {
 		t.Errorf("a check that is not there: %v", err)
 	}
@@ -310,6 +323,28 @@ func testServiceCheck(t *testing.T, s *Store) {
 		if err := s.DeregisterService(ctx, svc.ID); err != nil {
 			t.Errorf("deregister: %v", err)
 		}
+	}
+}
+
+// testServiceCheckTLS: the agent also asks a gateway that shows a certificate for another name, of a CA that it
+// does not know.
+func testServiceCheckTLS(t *testing.T, s *Store) {
+	asked := make(chan struct{}, 1)
+	health := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	}))
+	defer health.Close()
+	must(s.RegisterService(t.Context(), bus.Service{ID: "gatemesh-tls", Name: "gatemesh", HealthURL: health.URL, Interval: time.Second}))(t)
+	select {
+	case <-asked:
+	case <-time.After(15 * time.Second):
+		t.Error("the agent never asked")
+	}
+	if err := s.DeregisterService(t.Context(), "gatemesh-tls"); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -404,9 +439,9 @@ func (b *blackhole) stop() {
 }
 
 // testBlackhole: a watch whose connection died silently ends by its own deadline.
-func testBlackhole(t *testing.T, addr string) {
-	b := newBlackhole(t, strings.TrimPrefix(addr, "http://"))
-	s := open(t, Options{Address: b.Addr().String(), Wait: 400 * time.Millisecond, RequestTimeout: 400 * time.Millisecond})
+func testBlackhole(t *testing.T, c *realm) {
+	b := newBlackhole(t, strings.TrimPrefix(c.Addr(0), "http://"))
+	s := open(t, Options{Address: b.Addr().String(), Token: c.Token(), Wait: 400 * time.Millisecond, RequestTimeout: 400 * time.Millisecond})
 	ctx := t.Context()
 	must(s.Txn(ctx, []bus.Op{set("hole/about", "resident")}))(t)
 	_, index, err := s.Watch(ctx, "hole/", 0)

@@ -1,12 +1,11 @@
 // Package consul is the bus.Store on HashiCorp Consul: its KV, transactions,
 // sessions and catalog. It is the only importer of Consul's API client.
 //
-// Reads use Consul's default consistency, never stale: measured through a
-// follower, a stale watch wakes 50 times later. Default consistency has one known
-// gap, Consul's own: a leader that was cut off may answer from its state for the
-// rest of its lease (about 0.5 s with raft_multiplier 1) before it notices.
-// Nothing is written on the strength of such an answer alone: every write is a
-// transaction with its conditions inside.
+// Reads are consistent (Consul's mode of that name): a leader that was just elected after a restart otherwise answers from
+// what it has replayed so far, and one that was cut off from its state for the rest of its lease. Two reads are
+// in default mode, never stale mode (measured through a follower, a stale watch wakes 50 times later): a watch that waits, because it asks for
+// what is newer, and the value of a key that is written once, as long as there is one. Nothing is written on the
+// strength of what a watch says alone: every write is a transaction with its conditions inside.
 //
 // Things of Consul that callers meet:
 //

@@ -277,7 +277,7 @@ func TestWatchIndex(t *testing.T) {
 		query        string
 		pairs        int
 	}{
-		{"first", "9", 200, 0, 9, "recurse=", 1},
+		{"first", "9", 200, 0, 9, "consistent=&recurse=", 1},
 		{"moved on", "12", 200, 9, 12, "index=9&recurse=&wait=2000ms", 1},
 		{"went back", "4", 200, 12, 4, "index=12&recurse=&wait=2000ms", 1},
 		{"zero", "0", 200, 12, 1, "index=12&recurse=&wait=2000ms", 1},
@@ -289,6 +289,43 @@ func TestWatchIndex(t *testing.T) {
 		if err != nil || got != tt.want || len(pairs) != tt.pairs || asked != tt.query {
 			t.Errorf("%s: index %d, %d pairs, asked %q: %v", tt.name, got, len(pairs), asked, err)
 		}
+	}
+}
+
+// TestFreshLeader: a leader that was just elected after a restart answers from what it has replayed so far, unless it is
+// asked for a consistent answer. No read takes such an answer for what there is.
+func TestFreshLeader(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Consul-Index", "9")
+		q := r.URL.Query()
+		switch {
+		case !q.Has("consistent"):
+			w.WriteHeader(http.StatusNotFound)
+		case q.Has("raw"):
+			io.WriteString(w, "v")
+		case q.Has("keys"):
+			io.WriteString(w, `["k"]`)
+		default:
+			io.WriteString(w, `[{"Key":"k","Value":"dg==","ModifyIndex":3}]`)
+		}
+	}))
+	defer srv.Close()
+	s := open(t, Options{Address: srv.URL})
+	ctx := t.Context()
+	if p, err := s.Get(ctx, "k"); err != nil || p == nil {
+		t.Errorf("get: %v, %v", p, err)
+	}
+	if b, err := s.Read(ctx, "k"); err != nil || string(b) != "v" {
+		t.Errorf("read: %q, %v", b, err)
+	}
+	if list, err := s.List(ctx, "k"); err != nil || len(list) != 1 {
+		t.Errorf("list: %v, %v", list, err)
+	}
+	if keys, err := s.Keys(ctx, "k", ""); err != nil || len(keys) != 1 {
+		t.Errorf("keys: %v, %v", keys, err)
+	}
+	if list, _, err := s.Watch(ctx, "k", 0); err != nil || len(list) != 1 {
+		t.Errorf("the first watch: %v, %v", list, err)
 	}
 }
 
@@ -394,6 +431,23 @@ func TestAddresses(t *testing.T) {
 
 // TestTransports: a unix socket and TLS by environment, both with connections that
 // are used again.
+// TestRedirects: the token goes to nobody but Consul.
+func TestRedirects(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s came with the token %q", r.Method, r.URL, r.Header.Get("X-Consul-Token"))
+	}))
+	t.Cleanup(other.Close)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(srv.Close)
+	for name, call := range calls(open(t, Options{Address: srv.URL, Token: canary})) {
+		if err := call(t.Context()); err == nil {
+			t.Errorf("%s: a redirect is taken for an answer", name)
+		}
+	}
+}
+
 func TestTransports(t *testing.T) {
 	var conns atomic.Int32
 	newServer := func(ln net.Listener) *httptest.Server {

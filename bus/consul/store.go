@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"path"
 	"strings"
@@ -26,7 +27,8 @@ type Options struct {
 	Address string
 	// Token overrides CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE.
 	Token string
-	// TokenFile is read once, by New. It wins over Token.
+	// TokenFile holds the token, and is read again when it changes: a new token is used as soon as Consul
+	// knows it, without a restart. It wins over Token, which is used while the file is empty.
 	TokenFile string
 	// Datacenter is asked instead of the agent's own.
 	Datacenter string
@@ -34,6 +36,9 @@ type Options struct {
 	Namespace, Partition string
 	// TLS overrides the TLS environment, field by field.
 	TLS api.TLSConfig
+
+	// Log hears of tokens that change. Nil: nobody does.
+	Log *slog.Logger
 
 	// RequestTimeout bounds every call that does not wait for a change; 0 means
 	// 10 s. (A server without a majority answers 500 after 7.7 s.)
@@ -68,6 +73,11 @@ type Store struct {
 	idle    func()      // closes idle connections of both
 	addr    string      // for people: "http://127.0.0.1:8500"
 
+	log      *slog.Logger
+	token    *token
+	rotation rotation
+	services services
+
 	timeout time.Duration
 	wait    time.Duration
 
@@ -86,7 +96,7 @@ var (
 // New returns a store. It does not connect: that Consul cannot be reached is the
 // first call's error. It fails on settings that can never work.
 func New(opt Options) (*Store, error) {
-	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait}
+	s := &Store{timeout: opt.RequestTimeout, wait: opt.Wait, services: services{byID: map[string]bus.Service{}}}
 	if s.timeout <= 0 {
 		s.timeout = defaultRequestTimeout
 	}
@@ -99,11 +109,20 @@ func New(opt Options) (*Store, error) {
 	if opt.MaxWatches <= 0 {
 		opt.MaxWatches = defaultMaxWatches
 	}
-	calls, addr, err := connect(opt, opt.MaxConns)
+	if s.log = opt.Log; s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	token, err := tokenOf(opt)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}
-	watches, _, err := connect(opt, opt.MaxWatches)
+	token.changed = s.rotated
+	s.token, s.rotation.used = token, token.value
+	calls, addr, err := connect(opt, token, opt.MaxConns)
+	if err != nil {
+		return nil, fmt.Errorf("consul settings: %w", err)
+	}
+	watches, _, err := connect(opt, token, opt.MaxWatches)
 	if err != nil {
 		return nil, fmt.Errorf("consul settings: %w", err)
 	}
@@ -161,6 +180,15 @@ func (s *Store) begin(ctx context.Context, what string, timeout time.Duration) (
 }
 
 func (c *call) query() *api.QueryOptions { return (&api.QueryOptions{}).WithContext(c.ctx) }
+
+// consistent is a query whose answer holds everything that was written before it was asked. Consul's default
+// is weaker than its name: after a restart a new leader answers from what it has replayed so far, as if the last
+// seconds had never been (https://developer.hashicorp.com/consul/api-docs/features/consistency).
+func (c *call) consistent() *api.QueryOptions {
+	q := c.query()
+	q.RequireConsistent = true
+	return q
+}
 func (c *call) write() *api.WriteOptions { return (&api.WriteOptions{}).WithContext(c.ctx) }
 
 // Get implements bus.Store.
@@ -173,7 +201,7 @@ func (s *Store) Get(ctx context.Context, key string) (*bus.Pair, error) {
 		return nil, err
 	}
 	defer c.end()
-	kv, _, err := s.calls.KV().Get(key, c.query())
+	kv, _, err := s.calls.KV().Get(key, c.consistent())
 	if err != nil {
 		return nil, s.fail(c, err)
 	}
@@ -195,7 +223,13 @@ func (s *Store) Read(ctx context.Context, key string) ([]byte, error) {
 	}
 	defer c.end()
 	c.answer.raw = true
-	if _, _, err := s.calls.KV().Get(key, c.query()); err != nil {
+	// What is written once and never changed (a slot, a page of the ledger, a chunk) is right wherever it is found; only
+	// that there is none has to be asked of a leader that knows.
+	_, _, err = s.calls.KV().Get(key, c.query())
+	if err == nil && c.answer.body == nil {
+		_, _, err = s.calls.KV().Get(key, c.consistent())
+	}
+	if err != nil {
 		return nil, s.fail(c, err)
 	}
 	return c.answer.body, nil
@@ -236,7 +270,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]bus.Pair, error) {
 		return nil, err
 	}
 	defer c.end()
-	pairs, _, err := s.list(c, s.calls, prefix, c.query())
+	pairs, _, err := s.list(c, s.calls, prefix, c.consistent())
 	return pairs, err
 }
 
@@ -251,7 +285,7 @@ func (s *Store) Keys(ctx context.Context, prefix, separator string) ([]string, e
 		return nil, err
 	}
 	defer c.end()
-	keys, meta, err := s.calls.KV().Keys(prefix, separator, c.query())
+	keys, meta, err := s.calls.KV().Keys(prefix, separator, c.consistent())
 	if err != nil {
 		return nil, s.fail(c, err)
 	}
@@ -280,9 +314,10 @@ func (s *Store) Watch(ctx context.Context, prefix string, after uint64) ([]bus.P
 		return nil, 0, err
 	}
 	defer c.end()
-	q := c.query()
-	if q.WaitIndex = after; after > 0 {
-		q.WaitTime = s.wait
+	q := c.consistent()
+	if after > 0 {
+		q = c.query() // it waits for what is newer than after
+		q.WaitIndex, q.WaitTime = after, s.wait
 	}
 	pairs, index, err := s.list(c, s.watches, prefix, q)
 	if err != nil {

@@ -3,12 +3,14 @@ package consul
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -19,6 +21,7 @@ import (
 // that makes the call.
 type answer struct {
 	status  int      // 0: no answer came
+	token   string   // asks with this one instead of the store's
 	secrets []string // what was sent and must not appear in an error
 	// raw asks for a key's value as it is. The API client only knows values as base64 inside
 	// JSON, so the value is kept here, and the client is told that there is no such key.
@@ -32,23 +35,72 @@ func withAnswer(ctx context.Context, a *answer) context.Context {
 	return context.WithValue(ctx, answerKey{}, a)
 }
 
-// recorder notes the status of every answer for the call that asked.
-type recorder struct{ next http.RoundTripper }
+// recorder notes the status of every answer for the call that asked, and sends the token of the moment.
+type recorder struct {
+	next  http.RoundTripper
+	token *token
+}
 
 func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	a, _ := req.Context().Value(answerKey{}).(*answer)
+	if a != nil && a.token != "" {
+		return r.send(req, a, a.token)
+	}
+	token := r.token.current()
+	resp, err := r.send(req, a, token)
+	if err != nil || !unknownToken(resp) {
+		return resp, err
+	}
+	// Nothing was done. If the file holds another token, it may be done with that.
+	token, other := r.token.instead(token)
+	if !other || req.Body != nil && req.GetBody == nil {
+		return resp, err
+	}
+	_ = resp.Body.Close()
+	if req.GetBody != nil {
+		body, err := req.GetBody()
+		if err != nil {
+			return nil, err
+		}
+		req = req.Clone(req.Context())
+		req.Body = body
+	}
+	return r.send(req, a, token)
+}
+
+// unknownToken reports whether the answer says that Consul does not know the token (any more).
+func unknownToken(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusForbidden {
+		return false
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(text), resp.Body), resp.Body}
+	return bytes.Contains(text, []byte(textUnknownToken))
+}
+
+// send makes one request with the token.
+func (r recorder) send(req *http.Request, a *answer, token string) (*http.Response, error) {
+	if raw := a != nil && a.raw; raw || req.Header.Get("X-Consul-Token") != token {
+		req = req.Clone(req.Context()) // it is the client's
+		if raw {
+			req.URL.RawQuery += "&raw="
+		}
+		req.Header.Del("X-Consul-Token")
+		if token != "" {
+			req.Header.Set("X-Consul-Token", token)
+		}
+	}
 	if a != nil {
 		a.status = 0
-		if token := req.Header.Get("X-Consul-Token"); token != "" {
+		if token != "" {
 			a.secrets = append(a.secrets, token)
 		}
 		if _, password, ok := req.BasicAuth(); ok && password != "" {
 			a.secrets = append(a.secrets, password)
 		}
-	}
-	if a != nil && a.raw {
-		req = req.Clone(req.Context())
-		req.URL.RawQuery += "&raw="
 	}
 	resp, err := r.next.RoundTrip(req)
 	if err != nil || a == nil {
@@ -73,21 +125,29 @@ type connection struct {
 	idle func()
 }
 
+// tokenOf is the token that the options and the environment name.
+func tokenOf(opt Options) (*token, error) {
+	env := api.DefaultConfig()
+	switch {
+	case opt.TokenFile != "":
+		return newToken(opt.TokenFile, opt.Token)
+	case opt.Token != "":
+		return newToken("", opt.Token)
+	default:
+		return newToken(env.TokenFile, env.Token)
+	}
+}
+
 // connect makes an API client on a transport of our own: the API's default keeps
 // few idle connections, none at all on a unix socket, and has no bound.
-func connect(opt Options, conns int) (connection, string, error) {
+func connect(opt Options, token *token, conns int) (connection, string, error) {
 	config := api.DefaultConfig()
+	config.Token = token.value // what is sent says recorder
 	if opt.Address != "" {
 		config.Address = opt.Address
 		if strings.HasPrefix(opt.Address, "http://") {
 			config.Scheme = "http" // written out, it beats CONSUL_HTTP_SSL
 		}
-	}
-	if opt.Token != "" {
-		config.Token = opt.Token
-	}
-	if opt.TokenFile != "" {
-		config.TokenFile = opt.TokenFile
 	}
 	if opt.Datacenter != "" {
 		config.Datacenter = opt.Datacenter
@@ -123,7 +183,19 @@ func connect(opt Options, conns int) (connection, string, error) {
 	}
 	tlsConfig, err := api.SetupTLSConfig(&config.TLSConfig)
 	if err != nil {
-		return connection{}, "", err
+		return connection{}, "", fmt.Errorf("%w (files: CONSUL_CACERT, CONSUL_CAPATH, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY)", err)
+	}
+	if certFile, keyFile := config.TLSConfig.CertFile, config.TLSConfig.KeyFile; len(tlsConfig.Certificates) == 1 && certFile != "" && keyFile != "" {
+		// Read for each connection, so that a renewed one needs no restart.
+		var good atomic.Pointer[tls.Certificate]
+		good.Store(&tlsConfig.Certificates[0])
+		tlsConfig.Certificates = nil
+		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if now, err := tls.LoadX509KeyPair(certFile, keyFile); err == nil {
+				good.Store(&now)
+			} // else it may be being written
+			return good.Load(), nil
+		}
 	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -138,7 +210,11 @@ func connect(opt Options, conns int) (connection, string, error) {
 		// The servers are near, and packing costs them more than sending.
 		DisableCompression: true,
 	}
-	config.HttpClient = &http.Client{Transport: recorder{next: transport}}
+	config.HttpClient = &http.Client{
+		Transport: recorder{next: transport, token: token},
+		// Go would send the token along, to any host.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	client, err := api.NewClient(config)
 	if err != nil {
 		return connection{}, "", err

@@ -152,7 +152,7 @@ func (s *Store) rolledBack(c *call, errs api.TxnErrors) error {
 		// Prefixes: the rest may quote a key, which may say anything.
 		if strings.HasPrefix(e.What, "Permission denied") {
 			// No competing write: trying again cannot help.
-			return s.failed(c, bus.ErrForbidden, nil, fmt.Sprintf("op %d: %s", e.OpIndex, e.What), hintToken)
+			return s.failed(c, bus.ErrForbidden, nil, fmt.Sprintf("op %d: %s", e.OpIndex, e.What), s.hintForbidden(e.What))
 		}
 		refused.Failed = append(refused.Failed, bus.FailedOp{Op: e.OpIndex, What: e.What})
 	}
@@ -191,7 +191,7 @@ func (s *Store) align(c *call, ops []bus.Op, results api.TxnResults) ([]bus.Pair
 						break
 					}
 				}
-				return nil, s.failed(c, bus.ErrForbidden, nil, text, hintToken)
+				return nil, s.failed(c, bus.ErrForbidden, nil, text, hintRules)
 			}
 			return nil, s.failed(c, bus.ErrUnavailable, nil, fmt.Sprintf("the answer has no result for op %d (%s %s)", i, op.Verb, op.Key), "")
 		}

@@ -107,6 +107,14 @@ func TestBadInput(t *testing.T) {
 		{"config unknown override", []string{"gateway", "--config", good, "--set", "gateway.prot=1"}, exitUsage, "gateway.prot"},
 		{"config impossible override", []string{"gateway", "--config", good, "--set", "gateway.port=70000"}, exitUsage, "between 0 and 65535"},
 		{"validate malformed", []string{"config", "validate", "--config", malformed}, exitUsage, "malformed.json:3:"},
+		{"role unknown", []string{"acl", "policy", "--role", "root"}, exitUsage, "gateway, janitor"},
+		{"rules of nobody", []string{"acl", "policy"}, exitUsage, "--gateway"},
+		{"rules of a bad name", []string{"acl", "policy", "--gateway", "a", "--node", "n", "--agent", "b=a,B!"}, exitUsage, "not the name of a gateway"},
+		{"rules without a node", []string{"acl", "policy", "--gateway", "a", "--agent", "b=a"}, exitUsage, "--node"},
+		{"rules of a stranger", []string{"acl", "policy", "--gateway", "a", "--node", "n", "--agent", "b=c"}, exitUsage, "not in the mesh"},
+		{"rules of a bad agent", []string{"acl", "policy", "--gateway", "a", "--node", "n", "--agent", "b"}, exitUsage, "NAME=GATEWAY"},
+		{"rules of a missing file", []string{"acl", "policy", "--config", filepath.Join(dir, "none.json")}, exitUsage, "no configuration at"},
+		{"rules of a malformed file", []string{"acl", "policy", "--config", malformed}, exitUsage, "malformed.json:3:"},
 		{"show malformed", []string{"config", "show", "--config", malformed}, exitUsage, "malformed.json:3:"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

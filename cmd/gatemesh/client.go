@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -38,10 +41,11 @@ func (a *app) client() (*client, error) {
 	if token == "" {
 		token = a.getenv("GATEMESH_TOKEN", "OPENCLAW_GATEWAY_TOKEN")
 	}
-	return newClient(addr, token)
+	return newClient(addr, token, a.getenv("GATEMESH_CACERT"))
 }
 
-func newClient(addr, token string) (*client, error) {
+// newClient makes a client; cacert is a PEM file with the CA of the gateway's certificate, "" for the system's.
+func newClient(addr, token, cacert string) (*client, error) {
 	if !strings.Contains(addr, "://") {
 		addr = "http://" + addr
 	}
@@ -60,8 +64,19 @@ func newClient(addr, token string) (*client, error) {
 	if strings.ContainsAny(token, "\r\n") {
 		return nil, failf(exitUsage, "the token holds a line break: check --token, GATEMESH_TOKEN and OPENCLAW_GATEWAY_TOKEN")
 	}
+	// With a configuration of our own Go speaks HTTP/1.1 alone, which a WebSocket needs.
+	secure := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cacert != "" {
+		pem, err := os.ReadFile(cacert)
+		if err != nil {
+			return nil, failf(exitUsage, "GATEMESH_CACERT: %w", err)
+		}
+		if secure.RootCAs = x509.NewCertPool(); !secure.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, failf(exitUsage, "GATEMESH_CACERT: %s holds no certificate in PEM", cacert)
+		}
+	}
 	return &client{base: u, token: token, http: &http.Client{
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, MaxIdleConnsPerHost: 4},
+		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSClientConfig: secure, MaxIdleConnsPerHost: 4},
 		// A redirect would carry the token elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -135,10 +150,17 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 		return failf(exitUnavailable, "gateway at %s did not answer in time (see: gatemesh doctor)", c.addr())
 	}
 	var op *net.OpError
-	if errors.As(err, &op) {
+	switch untrusted := (*tls.CertificateVerificationError)(nil); {
+	case errors.As(err, &untrusted):
+		return failf(exitUnavailable, "gateway at %s shows a certificate that cannot be verified: %w (GATEMESH_CACERT names the file of its CA)", c.addr(), untrusted.Err)
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, new(tls.RecordHeaderError)):
+		return failf(exitUnavailable, "gateway at %s does not speak TLS: write http:// (--addr, GATEMESH_ADDR)", c.addr())
+	case errors.As(err, &op) && op.Op != "remote error":
 		err = op
-	} else if u := (*url.Error)(nil); errors.As(err, &u) {
-		err = u.Err
+	default:
+		if u := (*url.Error)(nil); errors.As(err, &u) {
+			err = u.Err
+		}
 	}
 	return failf(exitUnavailable, "gateway at %s cannot be reached: %w (start one: gatemesh gateway --config FILE; or name it: --addr, GATEMESH_ADDR)", c.addr(), err)
 }
@@ -155,6 +177,9 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 		if resp.StatusCode < 400 {
 			return failf(exitUnavailable, "%s sends us elsewhere (%s, %s): use that address", c.addr(), resp.Status, printable(resp.Header.Get("Location")))
 		}
+		if c.base.Scheme == "http" && bytes.Contains(body, []byte("HTTP request to an HTTPS server")) {
+			return failf(exitUnavailable, "gateway at %s speaks TLS: write https:// (--addr, GATEMESH_ADDR)", c.addr())
+		}
 		return failf(exitUnavailable, "%s does not answer like a gateway (%s): check --addr and GATEMESH_ADDR", c.addr(), resp.Status)
 	}
 	e := r.Error
@@ -164,7 +189,9 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 	}
 	switch e.Code {
 	case gateway.CodeUnauthorized:
-		text += " (give it with GATEMESH_TOKEN or --token; the gateway has it in gateway.auth.token)"
+		text += " (give it with GATEMESH_TOKEN or --token; the gateway knows its tokens by gateway.auth)"
+	case gateway.CodeRole:
+		text += " (another token: GATEMESH_TOKEN, --token; gatemesh token create makes one)"
 	case gateway.CodeUnknownAgent:
 		text += " (gatemesh agents lists the known ones)"
 	case gateway.CodeOutcomeUnknown:
@@ -174,6 +201,8 @@ func (c *client) refused(resp *http.Response, body []byte) error {
 	switch {
 	case e.Code == gateway.CodeSpoiled:
 		return &exitError{exitFailed, api}
+	case e.Code == gateway.CodeRateLimited:
+		return &exitError{exitUnavailable, api}
 	case resp.StatusCode < 500:
 		return &exitError{exitUsage, api}
 	case resp.StatusCode == http.StatusInternalServerError:

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -57,6 +58,9 @@ func (s *stream) next(ctx context.Context) (gateway.StreamEvent, error) {
 	if err != nil {
 		if ctx.Err() != nil {
 			return ev, ctx.Err()
+		}
+		if end := (websocket.CloseError{}); errors.As(err, &end) && end.Code == websocket.StatusPolicyViolation {
+			return ev, failf(exitUnavailable, "gateway at %s ended the stream: %s", s.c.addr(), printable(end.Reason))
 		}
 		return ev, failf(exitUnavailable, "gateway at %s ended the stream: %w (it may be restarting; see: gatemesh doctor)", s.c.addr(), err)
 	}

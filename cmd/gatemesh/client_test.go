@@ -55,6 +55,8 @@ func TestExitStatusOfAnswers(t *testing.T) {
 		{"ask given up", 200, dead, []string{"ask", "hi"}, exitFailed, "expired: its ttl passed"},
 		{"invalid", 400, refusal(gateway.CodeInvalid), []string{"ask", "hi"}, exitUsage, "because of invalid"},
 		{"unauthorized", 401, refusal(gateway.CodeUnauthorized), []string{"agents"}, exitUsage, "GATEMESH_TOKEN"},
+		{"role", 403, refusal(gateway.CodeRole), []string{"ask", "hi"}, exitUsage, "gatemesh token create"},
+		{"rate limited", 429, refusal(gateway.CodeRateLimited), []string{"agents"}, exitUnavailable, "because of rate_limited"},
 		{"unknown agent", 404, refusal(gateway.CodeUnknownAgent), []string{"ask", "hi"}, exitUsage, "gatemesh agents"},
 		{"not found", 404, refusal(gateway.CodeNotFound), []string{"message", "show", id}, exitUsage, "because of not_found"},
 		{"conflict", 409, refusal(gateway.CodeConflict), []string{"send", "--to", "bobby", "hi"}, exitUsage, "because of conflict"},

@@ -262,19 +262,30 @@ func (a *app) trustListCommand() *cobra.Command {
 func (a *app) trustRevokeCommand() *cobra.Command {
 	f := &trustFlags{}
 	var key string
+	var after time.Duration
 	c := f.bind(&cobra.Command{
 		Use: "revoke GATEWAY", Short: "Take a gateway, or one of its keys, out of the trust set",
 		Long: `Take a gateway, or one of its keys, out of the trust set. Gateways refuse everything that a revoked key has signed,
-whenever it did, as soon as they see the set: also what still waits in the store. To change a key without that,
-add the new one first, and revoke the old one when nothing of it waits any more.`,
+whenever it did, as soon as they see the set: also what still waits in the store, and the cursors that it wrote.
+That is for a key that others may have. To change a key in order, add the new one first (enroll), give it to the
+gateway, and let the old one end: --key ID --after 24h. What the old one signed until then stays believed.`,
 		Args: cobra.ExactArgs(1),
 		RunE: body(func(cmd *cobra.Command, args []string) error {
 			if err := checkGatewayName(args[0]); err != nil {
 				return err
 			}
+			if after < 0 || after > 0 && key == "" {
+				return failf(exitUsage, "--after ends one key (--key ID) so much later, and is not negative")
+			}
 			return a.asOperator(cmd.Context(), f, false, func(ctx context.Context, o *operator) error {
 				if err := o.needsSet(); err != nil {
 					return err
+				}
+				if after > 0 {
+					if !o.set.Retire(args[0], key, time.Now().Add(after)) {
+						return failf(exitUsage, "trust set %d has no such gateway or key: gatemesh trust list", o.set.Version)
+					}
+					return o.publishAndShow(ctx)
 				}
 				if !o.set.Revoke(args[0], key, time.Now()) {
 					return failf(exitUsage, "trust set %d has no such gateway or key: gatemesh trust list", o.set.Version)
@@ -284,6 +295,7 @@ add the new one first, and revoke the old one when nothing of it waits any more.
 		}),
 	})
 	c.Flags().StringVar(&key, "key", "", "the id of one key; without it, all of the gateway go")
+	c.Flags().DurationVar(&after, "after", 0, "let the key end then, in order, instead of revoking it")
 	return c
 }
 

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -118,7 +119,7 @@ func remark(p gateway.ConfigProblem, severity string) configRemark {
 func (a *app) validateConfig(path string, set []string) error {
 	cfg, warnings, err := a.loadConfig(path, set)
 	if cfg != nil {
-		warnings = append(warnings, cfg.Unused()...)
+		warnings = slices.Concat(warnings, cfg.Warnings(), cfg.Unused())
 	}
 	p := a.printer()
 	if a.asJSON {

@@ -46,3 +46,28 @@ func TestConfigCommands(t *testing.T) {
 		t.Errorf("reference: %.200s", out)
 	}
 }
+
+func TestPolicyExplain(t *testing.T) {
+	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"),
+		`{ mesh: { gateway: "bobby-gateway", policy: { rules: [{ name: "checks", from: "jerry", to: "bobby", capability: "infra.*", maxPayload: 100 }] } } }`)
+	for _, tc := range []struct {
+		args   string
+		status int
+		says   string
+	}{
+		{"--from jerry@jerry-gateway --to bobby --capability infra.check", exitOK, `"allowed":true,"rule":"checks","number":1`},
+		{"--from jerry@jerry-gateway --to bobby --capability infra.check --size 101", exitFailed, "100B at most"},
+		{"--from jerry@jerry-gateway --to bobby", exitFailed, "mesh.policy.rules"},
+		{"--from user@bobby-gateway --to bobby", exitOK, "own agents"},
+		{"--from user@billy-gateway --to bobby --operator", exitOK, "operators"},
+		{"--from user@billy-gateway --to bobby --operator --set mesh.policy.operators=jerry-gateway", exitFailed, "mesh.policy.operators"},
+		{"--from jerry --to bobby", exitUsage, "through which gateway"},
+		{"--from jerry@jerry-gateway --to Bobby!", exitUsage, "--to"},
+		{"--from jerry@jerry-gateway --to bobby --set mesh.policy.default=maybe", exitUsage, "mesh.policy.default"},
+	} {
+		r := gatemesh(t, nil, "", strings.Fields("policy explain --json --config "+file+" "+tc.args)...)
+		if r.code != tc.status || !strings.Contains(r.out+r.errOut, tc.says) {
+			t.Errorf("%s: status %d, want %d: %s%s, want %q", tc.args, r.code, tc.status, r.out, r.errOut, tc.says)
+		}
+	}
+}

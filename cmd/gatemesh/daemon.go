@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -59,7 +60,7 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.log = newLogger(d.a, cfg.Mesh.Log)
-	d.warn(append(warnings, cfg.Unused()...))
+	d.warn(slices.Concat(warnings, cfg.Warnings(), cfg.Unused()))
 
 	stop := make(chan os.Signal, 2)
 	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
@@ -143,7 +144,7 @@ func (d *daemon) reload(n *node, why string) {
 		d.log.Error("configuration not reloaded; the old one stays", "file", d.path, "error", err)
 		return
 	}
-	d.warn(warnings)
+	d.warn(slices.Concat(warnings, cfg.Warnings()))
 	if len(restart) > 0 {
 		d.log.Warn("some changes need a restart of the gateway", "keys", strings.Join(restart, ", "))
 	}

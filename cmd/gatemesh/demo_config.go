@@ -50,6 +50,10 @@ func demoNodes(s demoSettings) ([]*demoNode, error) {
 			"gateway": n.gateway, "store": s.store,
 			"cluster": map[string]any{"id": "gatemesh-demo", "deployment": "demo"},
 			"log":     map[string]any{"level": "info"},
+			// Across gateways nothing is allowed that no rule allows.
+			"policy": map[string]any{"rules": []any{
+				map[string]any{"name": "demo", "from": "*@*-gateway" + s.suffix, "to": n.agent},
+			}},
 		}
 		if s.consul != nil {
 			mesh["consul"] = map[string]any{"address": s.consul(i)}

@@ -156,7 +156,7 @@ func (d *demo) startChildren(ports []int, servers []string) error {
 			d.died <- failf(exitFailed, "%s ended by itself (%v): %s", c.name, c.err, c.lastWords())
 		}()
 		n.addr = "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[i]))
-		if n.client, err = newClient(n.addr, ""); err != nil {
+		if n.client, err = newClient(n.addr, "", ""); err != nil {
 			return err
 		}
 	}

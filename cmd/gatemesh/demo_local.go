@@ -56,7 +56,7 @@ func (d *demo) startLocal(ctx context.Context) error {
 			}
 		}()
 		n.addr = "http://" + g.Addr().String()
-		if n.client, err = newClient(n.addr, ""); err != nil {
+		if n.client, err = newClient(n.addr, "", ""); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@
 //
 //	GATEMESH_ADDR           the gateway to talk to (--addr), default http://127.0.0.1:18789
 //	GATEMESH_TOKEN          its token (--token), then OPENCLAW_GATEWAY_TOKEN
+//	GATEMESH_CACERT         PEM file with the CA of its certificate, when the system does not know it
 //	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
 //	                        then ~/.openclaw/openclaw.json
 //	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file
@@ -66,11 +67,13 @@
 //	state record     {"id", "timestamp", "agent", "event"}
 //	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
-//	                  "owned": [], "streams"}                               gateway.StatusResponse
+//	                  "owned": [], "streams", "caller"?, "role", "key", "trust": "open"|"waiting"|"enforced",
+//	                  "trust_version"?}                                     gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
+//	acl policy       HCL, with --json too
 //	config show      the effective configuration, in the shape of the file
 //	trust list, init, approve, revoke, operator, publish, enroll
 //	                 {"mesh", "version", "issued_at", "signed_by": [ID], "operators": [KEY],
@@ -81,6 +84,8 @@
 //	trust pending    [{"gateway", "key", "public", "agents": [], "at", "token": BOOL, "problem"?}]
 //	trust export     the signed set as it lies in the store
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
+//	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}
+//	token hash       {"sha256"}
 //	version          {"version", "revision"?, "schema", "go", "platform"}
 //
 // EVENT is bus.Event: {"event", "at", "gateway", "message_id"?, "correlation_id"?, "in_reply_to"?,

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"maps"
+	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -120,6 +123,10 @@ func (d *doctor) config(flag string) {
 		return
 	}
 	d.file, d.cfg = path, cfg
+	for _, w := range cfg.Warnings() {
+		d.warn(w.Path, w.Message, "edit "+path+"; a running gateway takes it up, gateway.bind and gateway.tls with a restart")
+	}
+	d.secretFiles()
 	bad := 0
 	for _, w := range warnings {
 		if w.Severity == gateway.SeverityWarning {
@@ -131,6 +138,27 @@ func (d *doctor) config(flag string) {
 		return
 	}
 	d.ok("config", path+" is valid")
+	if p := cfg.Mesh.Policy; cfg.Mesh.Store == "consul" && p.Default == "deny" && len(p.Rules) == 0 {
+		d.warn("policy", "agents of other gateways may ask nothing of the agents here: mesh.policy has no rules", "add rules to mesh.policy.rules in "+path+" (gatemesh policy explain says what holds)")
+	}
+}
+
+// secretFiles looks for secrets in files that every user of this machine can read.
+func (d *doctor) secretFiles() {
+	files := map[string]string{}
+	for _, key := range []string{"gateway.auth.token", "mesh.consul.token"} {
+		if o := d.cfg.Origin(key); o.Kind == gateway.OriginFile && len(o.Vars) == 0 {
+			files[d.file] = key
+		}
+	}
+	if t := d.cfg.Gateway.TLS; t.Enabled {
+		files[t.KeyPath] = "the key of gateway.tls"
+	}
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		if st, err := os.Stat(file); err == nil && st.Mode().Perm()&0o006 != 0 {
+			d.warn("secrets", "everybody on this machine can read "+file+", which holds "+files[file], "chmod o= "+file)
+		}
+	}
 }
 
 // binaries looks for what only the demo needs.

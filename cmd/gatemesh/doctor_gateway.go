@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -55,17 +56,30 @@ func (d *doctor) gateway(ctx context.Context) error {
 	st, err := c.status(ctx)
 	switch {
 	case hasCode(err, gateway.CodeUnauthorized):
-		d.fail("token", "the gateway refuses it", "export GATEMESH_TOKEN=... (the value of gateway.auth.token, or of OPENCLAW_GATEWAY_TOKEN where the gateway runs)")
+		d.fail("token", "the gateway refuses it: "+firstClause(err), "export GATEMESH_TOKEN=... (one that gateway.auth knows; gatemesh token create makes one)")
+		return nil
+	case hasCode(err, gateway.CodeRole):
+		d.fail("token", firstClause(err), "export GATEMESH_TOKEN=... (one with that role; gatemesh token create --role read makes one)")
+		return nil
+	case hasCode(err, gateway.CodeRateLimited):
+		d.fail("token", firstClause(err), "wait a minute, and look in the log of "+health.Gateway+" who sends the wrong ones")
 		return nil
 	case err != nil:
 		d.fail("token", err.Error(), "look at the log of "+health.Gateway)
 		return nil
 	}
-	if c.token == "" {
+	switch {
+	case st.Caller != "":
+		d.ok("token", "accepted: "+st.Caller+", role "+st.Role)
+	case c.token == "":
 		d.ok("token", "the gateway asks for none")
-	} else {
+	default:
 		d.ok("token", "accepted")
 	}
+	if c.base.Scheme == "http" && !loopbackHost(c.base.Hostname()) {
+		d.warn("tls", "token and messages cross the network to "+c.base.Host+" readable", "set gateway.tls there and write https:// in GATEMESH_ADDR")
+	}
+	d.trust(st)
 	if st.Ready {
 		d.ok("ready", fmt.Sprintf("%s accepts messages; store: %s", st.Gateway, st.Store))
 	} else {
@@ -73,6 +87,31 @@ func (d *doctor) gateway(ctx context.Context) error {
 	}
 	d.mesh(ctx, c)
 	return nil
+}
+
+// trust says whether the mesh believes everybody.
+func (d *doctor) trust(st *gateway.StatusResponse) {
+	switch {
+	case st.Trust == gateway.TrustEnforced:
+		d.ok("trust", fmt.Sprintf("enforced, trust set %d; this gateway's key is %s", st.TrustVersion, st.Key))
+	case st.Trust == gateway.TrustWaiting:
+		d.fail("trust", "signatures are enforced, and no trust set is known: nothing is believed", "gatemesh trust init on the operator's machine, and its public key in mesh.trust.operatorKeys")
+	case strings.HasPrefix(st.Store, "file "):
+		d.ok("trust", "open: the store is this process's own")
+	default:
+		d.warn("trust", "the mesh is open: whoever can write the store is believed", "gatemesh trust init, then its public key in mesh.trust.operatorKeys of every gateway")
+	}
+}
+
+// firstClause is an error without what client.refused says of mending it.
+func firstClause(err error) string {
+	text, _, _ := strings.Cut(err.Error(), " (")
+	return text
+}
+
+func loopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // clock compares this machine's clock with the Date header of an answer, which counts in

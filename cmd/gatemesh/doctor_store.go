@@ -24,7 +24,7 @@ func (d *doctor) store(ctx context.Context) {
 		d.localStore(d.cfg.Mesh.DataDir)
 		return
 	}
-	s, err := openConsul(d.cfg)
+	s, err := openConsul(d.cfg, nil)
 	if err != nil {
 		d.fail("consul", err.Error(), "mend mesh.consul in "+d.file+", or the CONSUL_* variables")
 		return
@@ -74,20 +74,20 @@ func (d *doctor) consul(ctx context.Context, s *consul.Store) {
 
 	session, err := s.NewSession(ctx, bus.SessionOptions{Name: "gatemesh doctor", TTL: 10 * time.Second})
 	if err != nil {
-		d.fail("consul sessions", err.Error(), `give the token session_prefix "" { policy = "write" } (nomad/ has the whole policy)`)
+		d.fail("consul sessions", err.Error(), "gatemesh acl policy --config "+d.file+" --node NODE prints the rules; consul acl policy update -name NAME -rules @FILE")
 		return
 	}
 	defer func() { _ = s.DestroySession(context.WithoutCancel(ctx), session) }()
 	d.ok("consul sessions", "can be created")
 
 	// Locked by the session: whatever happens to us, the key goes with it.
-	key := bus.Root + "doctor/" + strings.ToLower(rand.Text()[:8])
+	key := bus.DoctorRoot + strings.ToLower(rand.Text()[:8])
 	_, err = s.Txn(ctx, []bus.Op{{Verb: bus.OpLock, Key: key, Value: []byte("written by gatemesh doctor, gone in a moment"), Session: session}})
 	if err == nil {
 		_, err = s.Txn(ctx, []bus.Op{{Verb: bus.OpDelete, Key: key}})
 	}
 	if err != nil {
-		d.fail("consul KV", err.Error(), `give the token key_prefix "openclaw/" { policy = "write" } (nomad/ has the whole policy)`)
+		d.fail("consul KV", err.Error(), "gatemesh acl policy --config "+d.file+" --node NODE prints the rules; consul acl policy update -name NAME -rules @FILE")
 		return
 	}
 	d.ok("consul KV", "openclaw/ is writable")

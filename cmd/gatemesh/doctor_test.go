@@ -73,7 +73,7 @@ acl {
 	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), fmt.Sprintf(`{ mesh: { consul: { address: %q } } }`, c.Addr(0)))
 	found, _ := examine(t, nil, "--config", file)
 	wantFindings(t, found, map[string]string{"consul": statusOK, "consul sessions": statusFail})
-	if !strings.Contains(found["consul sessions"].Fix, "session_prefix") {
+	if !strings.Contains(found["consul sessions"].Fix, "gatemesh acl policy") {
 		t.Errorf("fix: %s", found["consul sessions"].Fix)
 	}
 	found, r := examine(t, []string{"CONSUL_HTTP_TOKEN=" + management}, "--config", file)

@@ -231,7 +231,7 @@ func (o *operator) admit(ctx context.Context, name, public string, agents []stri
 }
 
 func (o *operator) add(name, public string, agents []string) {
-	o.set.Put(name, trust.MemberKey{Public: public, NotBefore: envelope.At(time.Now())}, agents)
+	o.set.Put(name, trust.MemberKey{Public: public}, agents)
 }
 
 // givenToken is a token that the operator made and nobody has used.
@@ -435,7 +435,11 @@ func (o *operator) view() trustView {
 	for _, m := range s.Gateways {
 		line := trustMemberView{Gateway: m.Name, Agents: m.Agents, Keys: []trustKeyView{}}
 		for _, k := range m.Keys {
-			line.Keys = append(line.Keys, trustKeyView{idOf(k.Public), k.Public, &k.NotBefore, k.NotAfter})
+			v := trustKeyView{Key: idOf(k.Public), Public: k.Public, NotAfter: k.NotAfter}
+			if !k.NotBefore.IsZero() {
+				v.NotBefore = &k.NotBefore
+			}
+			line.Keys = append(line.Keys, v)
 		}
 		v.Gateways = append(v.Gateways, line)
 	}
@@ -449,14 +453,14 @@ func (o *operator) show() {
 		operators = append(operators, k.Key)
 	}
 	p.printf("trust set %d of the mesh %s, signed by %s %s; operators: %s\n", v.Version, v.Mesh, strings.Join(v.SignedBy, ", "), ago(v.IssuedAt), strings.Join(operators, ", "))
-	t := newTable("GATEWAY", "KEY", "AGENTS", "FROM", "UNTIL")
+	t := newTable("GATEWAY", "KEY", "AGENTS", "UNTIL")
 	for _, m := range v.Gateways {
 		for _, k := range m.Keys {
 			until := ""
 			if k.NotAfter != nil {
 				until = k.NotAfter.Format(time.RFC3339)
 			}
-			t.add(m.Gateway, k.Key, strings.Join(m.Agents, ", "), k.NotBefore.Format(time.RFC3339), until)
+			t.add(m.Gateway, k.Key, strings.Join(m.Agents, ", "), until)
 		}
 	}
 	p.table(t, "no gateway is in it yet (gatemesh trust pending, gatemesh trust enroll)")

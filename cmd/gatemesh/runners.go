@@ -69,7 +69,7 @@ func consulClient(c gateway.ConsulConfig) *consulapi.Config {
 	if c == (gateway.ConsulConfig{}) {
 		return nil
 	}
-	return &consulapi.Config{Address: c.Address, Token: c.Token, Datacenter: c.Datacenter}
+	return &consulapi.Config{Address: c.Address, Token: c.Token, TokenFile: c.TokenFile, Datacenter: c.Datacenter}
 }
 
 // nomadClient is the same for Nomad. Its library fills in nothing, hence the default

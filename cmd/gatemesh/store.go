@@ -25,16 +25,16 @@ func openStore(cfg *gateway.Config, log hclog.Logger) (bus.Store, error) {
 		}
 		return s, nil
 	}
-	s, err := openConsul(cfg)
+	s, err := openConsul(cfg, slog.New(hclogHandler{log}))
 	if err != nil {
 		return nil, &exitError{exitUsage, fmt.Errorf("consul settings (mesh.consul, CONSUL_*): %w", err)}
 	}
 	return s, nil
 }
 
-func openConsul(cfg *gateway.Config) (*consul.Store, error) {
+func openConsul(cfg *gateway.Config, log *slog.Logger) (*consul.Store, error) {
 	c := cfg.Mesh.Consul
-	return consul.New(consul.Options{Address: c.Address, Token: c.Token, Datacenter: c.Datacenter})
+	return consul.New(consul.Options{Address: c.Address, Token: c.Token, TokenFile: c.TokenFile, Datacenter: c.Datacenter, Log: log})
 }
 
 // openLocal opens the embedded store below dir.

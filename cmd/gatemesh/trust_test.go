@@ -132,15 +132,24 @@ func TestTrust(t *testing.T) {
 		t.Errorf("a token was used twice: %+v", v)
 	}
 
+	// Another key, and the old one ends in order.
+	if v := d.view("enroll", "beta", "--public", trust.EncodePublic(thief.Public())); v.Version != 5 || len(v.Gateways[1].Keys) != 2 {
+		t.Errorf("a second key: %+v", v)
+	}
+	if v := d.view("revoke", "beta", "--key", b.ID(), "--after", "24h"); v.Version != 6 || v.Gateways[1].Keys[0].NotAfter == nil || len(v.Revoked) != 0 {
+		t.Errorf("retired: %+v", v)
+	}
+	d.fails(exitUsage, "--key ID", "revoke", "beta", "--after", "24h")
+
 	// Out again, and nobody brings it back by hand.
 	before := d.run("export").out
-	if v := d.view("revoke", "gamma"); v.Version != 5 || len(v.Gateways) != 2 || v.Revoked[0].Key != c.ID() {
+	if v := d.view("revoke", "gamma"); v.Version != 7 || len(v.Gateways) != 2 || v.Revoked[0].Key != c.ID() {
 		t.Errorf("revoked: %+v", v)
 	}
 	d.fails(exitUsage, "no such gateway", "revoke", "gamma")
 	d.put(trust.SetKey, []byte(strings.TrimSuffix(before, "\n")))
-	d.fails(exitFailed, "gatemesh trust publish", "enroll", "delta", "--public", trust.EncodePublic(thief.Public()))
-	if v := d.view("publish"); v.Version != 5 || len(v.Gateways) != 2 {
+	d.fails(exitFailed, "gatemesh trust publish", "enroll", "delta", "--public", trust.EncodePublic(c.Public()))
+	if v := d.view("publish"); v.Version != 7 || len(v.Gateways) != 2 {
 		t.Errorf("put back: %+v", v)
 	}
 	d.put(trust.SetKey, []byte(`{"set":{}}`))
@@ -149,7 +158,7 @@ func TestTrust(t *testing.T) {
 	d.put(trust.SetKey, nil)
 	d.fails(exitFailed, "gatemesh trust publish", "init")
 	d.view("publish")
-	if v := d.view("list"); v.Version != 5 || v.SignedBy[0] != first.Operators[0].Key {
+	if v := d.view("list"); v.Version != 7 || v.SignedBy[0] != first.Operators[0].Key {
 		t.Errorf("list: %+v", v)
 	}
 

@@ -39,8 +39,9 @@ type Member struct {
 
 // MemberKey is a public key and when it counts.
 type MemberKey struct {
-	Public    string         `json:"public"`
-	NotBefore envelope.Time  `json:"not_before"`
+	Public string `json:"public"`
+	// NotBefore is zero for a key that counts from its own beginning: one that signed before it was let in.
+	NotBefore envelope.Time  `json:"not_before,omitzero"`
 	NotAfter  *envelope.Time `json:"not_after,omitempty"` // nil: without end
 }
 
@@ -212,7 +213,7 @@ func (m *Member) check(before string) error {
 		return fmt.Errorf("gives %s %d keys and %d patterns of agents, want 1 to %d and at most %d", m.Name, len(m.Keys), len(m.Agents), maxKeys, maxPatterns)
 	}
 	for _, k := range m.Keys {
-		if k.NotBefore.IsZero() || k.NotAfter != nil && !k.NotAfter.After(k.NotBefore.Time) {
+		if k.NotAfter != nil && !k.NotAfter.After(k.NotBefore.Time) {
 			return fmt.Errorf("gives %s a key that is never valid", m.Name)
 		}
 	}
@@ -279,6 +280,22 @@ func (s *Set) Put(name string, k MemberKey, agents []string) {
 	}
 	s.Gateways = append(s.Gateways, Member{Name: name, Keys: []MemberKey{k}, Agents: append([]string{}, agents...)})
 	slices.SortFunc(s.Gateways, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Retire ends a key of a gateway at a moment; what it signed before stays believed. It reports whether there is such a key.
+func (s *Set) Retire(name, key string, at time.Time) bool {
+	m := s.Member(name)
+	if m == nil {
+		return false
+	}
+	for i := range m.Keys {
+		if public, err := ParsePublic(m.Keys[i].Public); err == nil && KeyID(public) == key {
+			end := envelope.At(at)
+			m.Keys[i].NotAfter = &end
+			return true
+		}
+	}
+	return false
 }
 
 // Revoke takes out a key of a gateway, or the whole gateway when key is empty, and reports whether anything was there.

@@ -331,6 +331,9 @@ func TestSet(t *testing.T) {
 		}
 	}
 
+	if !s.Retire("a", keyA.ID(), noon) || s.Retire("a", keyB.ID(), noon) || s.Member("a").Keys[1].NotAfter == nil {
+		t.Error("a key must end when it is told to")
+	}
 	if !s.Revoke("a", keyA.ID(), noon) || s.Member("a") == nil || s.Revoke("a", keyA.ID(), noon) {
 		t.Error("revoking one of two keys must leave the gateway")
 	}

@@ -31,8 +31,8 @@ type heldKey struct {
 	notAfter  time.Time // zero: without end
 }
 
-// Slack is how far the clocks of gateways and operator may stand apart at the ends of a key's life. Nothing else is judged by
-// a stamp's moment: ownership and order know no wall clock.
+// Slack is how far the clocks of gateways and operator may stand apart at the ends of a key's life, and how much younger than
+// its entry's stamp a message may be. Nothing else is judged by a stamp's moment: ownership and order know no wall clock.
 const Slack = 5 * time.Minute
 
 func (k *heldKey) validAt(at time.Time) bool {

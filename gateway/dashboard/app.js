@@ -55,6 +55,7 @@ async function connect() {
     listen();
   } catch (e) {
     if (e instanceof Refused && e.status === 401) return login(token ? e.message : "");
+    if (e instanceof Refused) notice(e.message);
     state("unreachable", "bad");
     again();
   }

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -41,6 +42,8 @@ const (
 type Options struct {
 	// Servers is how many: 1, 3 or 5. 0 means 1.
 	Servers int
+	// Names are the servers' node names. Nil: server-1, server-2, ...
+	Names []string
 	// Dir holds data and logs (server-1.log, ...). Servers started again on the
 	// same Dir find their data and keep their ports. Empty: a temporary
 	// directory that Stop removes.
@@ -57,6 +60,12 @@ type Options struct {
 	// Token is used to ask whether the servers are ready. It is needed when
 	// Config denies anonymous access: a management token.
 	Token string
+	// ACL denies everything that no policy allows. [Cluster.Token] is the management token: Token, or a random
+	// one (then servers that are started again on the same Dir need it as Token).
+	ACL bool
+	// MutualTLS serves HTTPS instead of HTTP, to clients with a certificate of the cluster's own
+	// authority only; see [Cluster.Certificates]. What the servers say to each other stays as it is.
+	MutualTLS bool
 	// Binary is the Consul binary. Empty: what [Find] finds.
 	Binary string
 	// Logger hears about starts and ends. Nil: nobody does.
@@ -75,6 +84,7 @@ type Cluster struct {
 	nonce  string // tells our servers from whatever else answers at a port
 	http   *http.Client
 	logger hclog.Logger
+	certs  Certificates
 
 	mu      sync.Mutex
 	servers []*server
@@ -103,6 +113,9 @@ func Start(ctx context.Context, opt Options) (*Cluster, error) {
 	case opt.Dev && opt.Servers != 1:
 		return nil, fmt.Errorf("start consul: a dev server is alone, not one of %d", opt.Servers)
 	}
+	if opt.Names != nil && len(opt.Names) != opt.Servers {
+		return nil, fmt.Errorf("start consul: %d names for %d servers", len(opt.Names), opt.Servers)
+	}
 	if opt.DataDirs != nil && len(opt.DataDirs) != opt.Servers {
 		return nil, fmt.Errorf("start consul: %d data directories for %d servers", len(opt.DataDirs), opt.Servers)
 	}
@@ -112,6 +125,9 @@ func Start(ctx context.Context, opt Options) (*Cluster, error) {
 			return nil, fmt.Errorf("start consul: %w", err)
 		}
 		opt.Binary = bin
+	}
+	if opt.ACL && opt.Token == "" {
+		opt.Token = uuid.NewString()
 	}
 	if opt.Progress == nil {
 		opt.Progress = func(string) {}
@@ -169,6 +185,11 @@ func start(ctx context.Context, opt Options) (_ *Cluster, err error) {
 		}
 	}()
 
+	if opt.MutualTLS {
+		if err := c.secure(); err != nil {
+			return nil, err
+		}
+	}
 	all, err := loadPorts(c.dir, opt.Servers)
 	if err != nil {
 		return nil, err
@@ -182,7 +203,11 @@ func start(ctx context.Context, opt Options) (_ *Cluster, err error) {
 	}
 	defer held.release()
 	for i, p := range all {
-		c.servers = append(c.servers, &server{name: fmt.Sprintf("server-%d", i+1), ports: p})
+		name := fmt.Sprintf("server-%d", i+1)
+		if opt.Names != nil {
+			name = opt.Names[i]
+		}
+		c.servers = append(c.servers, &server{name: name, ports: p})
 	}
 	for i := range c.servers {
 		if err := c.configure(i); err != nil {
@@ -266,6 +291,19 @@ func (c *Cluster) configure(i int) error {
 		"node_meta":                   map[string]string{nonceKey: c.nonce},
 		"leave_on_terminate":          false,
 		"skip_leave_on_interrupt":     true,
+	}
+	if c.opt.ACL {
+		conf["acl"] = map[string]any{
+			"enabled": true, "default_policy": "deny",
+			"tokens": map[string]string{"initial_management": c.opt.Token, "agent": c.opt.Token},
+		}
+	}
+	if c.opt.MutualTLS {
+		ports := conf["ports"].(map[string]int)
+		ports["http"], ports["https"] = -1, s.ports.HTTP
+		conf["tls"] = map[string]any{"https": map[string]any{
+			"ca_file": c.certs.CA, "cert_file": c.certs.server, "key_file": c.certs.serverKey, "verify_incoming": true,
+		}}
 	}
 	if !c.opt.Dev {
 		conf["data_dir"] = c.path(i, "")
@@ -420,9 +458,17 @@ func (c *Cluster) tail(i int) string {
 // Servers returns how many servers there are, running or not.
 func (c *Cluster) Servers() int { return len(c.servers) }
 
-// Addr returns the HTTP address of server i, e.g. "http://127.0.0.1:14230".
+// Token returns the management token that the servers were started with, or "".
+func (c *Cluster) Token() string { return c.opt.Token }
+
+// Addr returns the HTTP address of server i, e.g. "http://127.0.0.1:14230"; with
+// [Options.MutualTLS] it begins with https.
 func (c *Cluster) Addr(i int) string {
-	return "http://" + net.JoinHostPort(loopback, strconv.Itoa(c.servers[i].ports.HTTP))
+	scheme := "http://"
+	if c.opt.MutualTLS {
+		scheme = "https://"
+	}
+	return scheme + net.JoinHostPort(loopback, strconv.Itoa(c.servers[i].ports.HTTP))
 }
 
 // Addrs returns the HTTP addresses of all servers, running or not.

@@ -6,8 +6,9 @@
 // writes after about 2 seconds and three after about 4, and a killed leader is
 // replaced in 2 to 3 seconds. Nodes are named server-1, server-2, ...
 //
-// What is not promised: security (no TLS, no gossip encryption; ACLs only through
-// [Options.Config]), a fixed address between runs unless [Options.Dir] is given,
-// and, outside Linux, that the servers die when this process is killed with -9.
+// What is not promised: security (ACLs and mutual TLS only when asked for, with keys on
+// disk beside the data, and never among the servers themselves), a fixed address between
+// runs unless [Options.Dir] is given, and, outside Linux, that the servers die when this
+// process is killed with -9.
 // [Cluster.Stop] ends them everywhere.
 package cluster

@@ -1,0 +1,63 @@
+package gateway
+
+import (
+	"net/http"
+
+	"github.com/gatemesh/gatemesh/gateway/dashboard"
+)
+
+// A route is one line of the API: who may use it, and how much a request may carry. Without a role nobody
+// may, and without a bound it may carry nothing.
+type route struct {
+	pattern string
+	role    role
+	body    int64
+	serve   http.Handler
+}
+
+// endpoint answers a request, or returns an error that writeError turns into the answer.
+type endpoint func(http.ResponseWriter, *http.Request) error
+
+// routes is the whole API. There is no other way in: the mux is made of this table.
+func (g *Gateway) routes() []route {
+	at := func(pattern string, r role, body int64, f endpoint) route {
+		return route{pattern, r, body, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := f(w, r); err != nil {
+				g.writeError(w, r, err)
+			}
+		})}
+	}
+	return []route{
+		at("GET /health", roleOpen, 0, g.getHealth),
+		at("GET /ready", roleOpen, 0, g.getReady),
+		{"GET /metrics", roleOpen, 0, g.metrics.handler()},
+		{"GET /{$}", roleOpen, 0, dashboard.Handler()},
+		{"GET /dashboard/", roleOpen, 0, dashboard.Handler()},
+
+		at("GET /v1/status", roleRead, 0, g.getStatus),
+		at("GET /v1/messages", roleRead, 0, g.getMessages),
+		at("GET /v1/messages/{id}", roleRead, 0, g.getMessage),
+		at("GET /v1/agents", roleRead, 0, g.getAgents),
+		at("GET /v1/gateways", roleRead, 0, g.getGateways),
+		at("GET /v1/inboxes", roleRead, 0, g.getInboxes),
+		at("GET /v1/inboxes/{agent}", roleRead, 0, g.getInbox),
+		at("GET /v1/fanouts/{id}", roleRead, 0, g.getFanout),
+		at("GET /v1/deadletters", roleRead, 0, g.getDeadLetters),
+		at("GET /v1/state/events", roleRead, 0, g.getStateEvents),
+		at("GET /v1/state/focus", roleRead, 0, g.getFocus),
+		at("GET /v1/queues", roleRead, 0, g.getQueues),
+		at("GET /v1/queues/{queue}/tasks", roleRead, 0, g.getTasks),
+		at("GET /v1/events", roleRead, 0, g.getEvents),
+
+		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
+		at("POST /v1/fanouts", roleSend, MaxBodyBytes, g.postFanout),
+		at("POST /v1/state/events", roleSend, MaxOrderBytes, g.postStateEvent),
+		at("PUT /v1/state/focus", roleSend, MaxOrderBytes, g.putFocus),
+
+		at("POST /v1/deadletters/redrive", roleOperate, MaxOrderBytes, g.postDeadLetters(redrive)),
+		at("POST /v1/deadletters/purge", roleOperate, MaxOrderBytes, g.postDeadLetters(purge)),
+		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
+		at("DELETE /v1/state/events", roleOperate, 0, g.deleteStateEvents),
+		at("DELETE /v1/state/focus", roleOperate, 0, g.deleteFocus),
+	}
+}

@@ -15,7 +15,7 @@ const (
 	// headReceipts is how many messages may stand beside the cursor before the next write
 	// moves them to the ledger: a bigger page costs every quick ack more bytes, a smaller
 	// one more keys.
-	headReceipts = 32
+	headReceipts = 8
 	// dedupeReceipts is the stated bound of the dedupe memory, in messages per lane.
 	dedupeReceipts = 16384
 )

@@ -25,6 +25,7 @@ type ahead struct {
 type aheadEntry struct {
 	seq, count uint64
 	value      []byte
+	head       *signedHead
 	// put is set when the slot holds value. Read it after done.
 	put bool
 }
@@ -47,7 +48,7 @@ func (w *writer) lookAhead(ctx context.Context, p *plan) *ahead {
 		l := w.lanes[to]
 		size := 0
 		for _, it := range items {
-			size += len(it)
+			size += len(it.item)
 		}
 		if l == nil || size <= bigEntry {
 			continue
@@ -60,7 +61,8 @@ func (w *writer) lookAhead(ctx context.Context, p *plan) *ahead {
 		}
 		e.seq++
 		e.count += uint64(len(items))
-		e.value = w.b.packer.pack(encodeEntry(e.seq, e.count, a.at, items))
+		e.head = w.b.signHead(to, e.seq, e.count, a.at, items)
+		e.value = w.b.packer.pack(encodeSigned(e.seq, e.count, a.at, e.head, bytesOf(items)))
 		a.entries[to] = e
 	}
 	if len(a.entries) == 0 {
@@ -106,11 +108,19 @@ func (w *writer) giveBack(a *ahead) {
 	}
 }
 
-func itemsByLane(units []*unit) map[string][][]byte {
-	lanes := map[string][][]byte{}
+func bytesOf(items []laneItem) [][]byte {
+	list := make([][]byte, len(items))
+	for i, it := range items {
+		list[i] = it.item
+	}
+	return list
+}
+
+func itemsByLane(units []*unit) map[string][]laneItem {
+	lanes := map[string][]laneItem{}
 	for _, u := range units {
 		for _, x := range u.sends {
-			lanes[x.to] = append(lanes[x.to], x.item)
+			lanes[x.to] = append(lanes[x.to], x)
 		}
 	}
 	return lanes

@@ -244,7 +244,7 @@ func (j *job) begin() bool {
 			ib.b.pause(ib.intake, retry, err)
 			continue
 		}
-		rec, env, err := decodePending(p)
+		rec, env, err := ib.b.openPending(p, ib.spec.ID)
 		if err == nil && env.Key() != j.env.Key() {
 			err = fmt.Errorf("it holds message %s", env.MessageID)
 		}

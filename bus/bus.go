@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Config of one gateway's end of the bus. Only Gateway and Store are required.
@@ -60,6 +61,15 @@ type Config struct {
 	DeadRetention time.Duration
 	// ResultRetention is how long answers to API questions are kept in the store. 0: 1 h.
 	ResultRetention time.Duration
+	// Signer signs what this gateway writes; nil: nothing is signed. Trust judges what others wrote; nil: everything is
+	// believed. Anchor keeps the trust set, which is then read from the store; JoinToken goes with the request to join.
+	Signer    *trust.Signer
+	Trust     *trust.Verifier
+	Anchor    *trust.Anchor
+	JoinToken *trust.Token
+	// Marks is a file of this gateway's own that keeps how far its lanes had come; empty: nothing is kept, and a lane that was put
+	// back to an older state during a restart is not noticed.
+	Marks string
 	// DrainGrace is how long running handlers may go on when the bus stops. 0: 5 s.
 	DrainGrace time.Duration
 }
@@ -126,6 +136,8 @@ type Bus struct {
 	registry *registry
 	workers  *workers
 	packer   packer
+	refusals refusals
+	marks    *marks
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -156,6 +168,9 @@ func New(cfg Config) (*Bus, error) {
 	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
 		stopped: make(chan struct{}), fatal: make(chan error, 1)}
 	if b.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
+	if b.marks, err = openMarks(cfg.Marks); err != nil {
 		return nil, err
 	}
 	b.session = newSession(b)
@@ -205,6 +220,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		b.kill()
 		return err
 	}
+	b.readTrust(ctx)
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
 	if err = b.outbox.prepare(ctx); err == nil {
 		err = b.elector.prime(ctx)
@@ -226,6 +242,9 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 			b.fatal <- err
 		}
 	})
+	if b.cfg.Anchor != nil {
+		b.run(func() { b.followTrust(b.loops) })
+	}
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })
@@ -257,7 +276,7 @@ func (b *Bus) Ready() error {
 	case !b.session.trusted():
 		return errors.New("no live session in the store yet")
 	}
-	return nil
+	return b.trusted()
 }
 
 // Stop hands everything over and ends: no new messages, running handlers get DrainGrace,
@@ -292,6 +311,9 @@ func (b *Bus) Stop(ctx context.Context) error {
 		err = fmt.Errorf("stop bus: writing what is left: %w", ctx.Err())
 	}
 	b.endLoops()
+	if merr := b.marks.save(); merr != nil {
+		b.log.Warn("stopping", "error", merr)
+	}
 	if cerr := b.session.close(ctx); cerr != nil && err == nil {
 		err = fmt.Errorf("stop bus: end session (it ends by itself within its TTL): %w", cerr)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // A DeadLetter is a message that was given up, with everything known of it.
@@ -28,6 +29,8 @@ type DeadLetter struct {
 	Raw      string           `json:"raw,omitempty"`
 	// Hindrance says why a redrive without a new lifetime would be refused; empty: it would not.
 	Hindrance string `json:"hindrance,omitempty"`
+
+	proof []byte
 }
 
 // DeadLetterFilter selects dead letters; the zero value selects all.
@@ -95,11 +98,20 @@ func (b *Bus) DeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetter
 func (b *Bus) decodeDead(agent, id string, raw []byte) DeadLetter {
 	d := DeadLetter{Agent: agent, MessageID: id}
 	var rec deadRecord
-	if err := json.Unmarshal(raw, &rec); err != nil {
+	key := deadKey(agent, id)
+	body, st, err := b.open(trust.KindRecord, key, raw, "", agent)
+	if err != nil {
+		b.refuse(key, raw, err, "", agent)
+		d.Class, d.Reason, d.Raw = envelope.ClassUnauthorised, "the dead letter itself is refused: "+err.Error(), envelope.Clip(string(raw))
+		d.Hindrance = "who wrote it may not"
+		return d
+	}
+	if err := json.Unmarshal(body, &rec); err != nil {
 		d.Class, d.Reason, d.Raw = envelope.ClassPoison, "the dead letter itself is not readable: "+err.Error(), envelope.Clip(string(raw))
 		d.Hindrance = "it is not readable"
 		return d
 	}
+	d.proof = rec.Proof
 	d.From, d.Delivery, d.Class, d.Reason, d.Raw = rec.From, rec.Delivery, rec.Delivery.Class, rec.Delivery.LastError, rec.Raw
 	if rec.Delivery.DeadAt != nil {
 		d.At = *rec.Delivery.DeadAt
@@ -107,7 +119,13 @@ func (b *Bus) decodeDead(agent, id string, raw []byte) DeadLetter {
 	if env, err := envelope.Decode(rec.Envelope); err == nil {
 		d.Envelope = env
 	}
-	d.Hindrance = d.hindrance(b.now(), nil)
+	if d.Hindrance = d.hindrance(b.now(), nil); d.Hindrance == "" {
+		if err := b.checkSource(d.Envelope, rec.Proof, st); err != nil {
+			b.refuse(key, raw, err, "", agent)
+			d.Hindrance = "who sent it cannot be shown: " + err.Error()
+			d.Envelope = nil
+		}
+	}
 	return d
 }
 
@@ -385,7 +403,7 @@ func (ib *inbox) revive(id string, raw []byte, order deadOrder) (*job, error) {
 	if err := del.Redrive(order.By, ib.b.cfg.Gateway, now, expires); err != nil {
 		return nil, err
 	}
-	return &job{ib: ib, src: s, env: d.Envelope, del: del, parked: true, recorded: del.Attempt, answers: map[string]*envelope.Sealed{}}, nil
+	return &job{ib: ib, src: s, env: d.Envelope, del: del, proof: d.proof, parked: true, recorded: del.Attempt, answers: map[string]*envelope.Sealed{}}, nil
 }
 
 // rejoin puts a message that was written to the queue again back to work.

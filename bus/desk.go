@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // desk is the handler of a gateway's own inbox: it receives the answers to questions that
@@ -20,8 +21,9 @@ func (d desk) Handle(_ context.Context, m *Incoming) error {
 	if e.InReplyTo == "" {
 		return Never(envelope.ClassUndeliverable, errors.New("a gateway's own inbox takes answers only; send to an agent"))
 	}
-	m.extra = append(m.extra, Op{Verb: OpSet, Key: resultKey(d.b.cfg.Gateway, e.InReplyTo),
-		Value: mustEncode(resultRecord{Request: e.InReplyTo, At: envelope.At(d.b.now()), Reply: e.Canonical()})})
+	key := resultKey(d.b.cfg.Gateway, e.InReplyTo)
+	m.extra = append(m.extra, Op{Verb: OpSet, Key: key,
+		Value: d.b.sign(trust.KindRecord, key, mustEncode(resultRecord{Request: e.InReplyTo, At: envelope.At(d.b.now()), Reply: e.Canonical()}))})
 	m.after = func() { d.b.gotReply(e) }
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // job is one message in the hands of its owner.
@@ -50,6 +51,10 @@ type job struct {
 	ahead *job
 	// atDoor: it waits for nothing but a place to run in, so a record of its own would gain nothing.
 	atDoor bool
+	// said is the entry that it came in, and proof what came with it when others had passed it on: see provenance. Both are
+	// set before the job is shared.
+	said  *saidEntry
+	proof []byte
 	// What its handling asked, and the answers that are here.
 	asked   []string
 	answers map[string]*envelope.Sealed
@@ -405,8 +410,17 @@ func (j *job) takenLocked() []*job {
 
 func (j *job) recordLocked() pendingOp {
 	j.recorded = j.del.Attempt
-	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, From: j.src.from, Envelope: j.env.Canonical(), Asked: j.asked, Run: j.run}
-	return pendingOp{key: pendingKey(j.ib.spec.ID, j.env.MessageID), value: mustEncode(rec), at: &j.at}
+	rec := pendingRecord{Delivery: j.del, Lane: j.lane, Item: j.item, From: j.src.from, Envelope: j.env.Canonical(), Asked: j.asked, Run: j.run, Proof: j.provenance()}
+	key := pendingKey(j.ib.spec.ID, j.env.MessageID)
+	return pendingOp{key: key, value: j.ib.b.sign(trust.KindRecord, key, mustEncode(rec)), at: &j.at}
+}
+
+// provenance is the proof that its source sent the message, for whoever gets it from here; nil when nothing was signed.
+func (j *job) provenance() []byte {
+	if len(j.proof) == 0 && j.said != nil {
+		return j.said.proof(j.item)
+	}
+	return j.proof
 }
 
 func (j *job) receiptLocked(at envelope.Time) receipt {
@@ -612,9 +626,10 @@ func (j *job) dead(class envelope.Class, cause error) {
 	j.del.Owner = ib.b.cfg.Gateway
 	u := j.endLocked(now)
 	attached := j.attached
-	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from}
+	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from, Proof: j.provenance()}
 	j.mu.Unlock()
-	u.extra = []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, j.env.MessageID), Value: mustEncode(rec)}}
+	key := deadKey(ib.spec.ID, j.env.MessageID)
+	u.extra = []Op{{Verb: OpSet, Key: key, Value: ib.b.sign(trust.KindRecord, key, mustEncode(rec))}}
 	if j.del.For != "" {
 		u.send(outgoing{s: ib.b.advise(j, class, cause)})
 	}

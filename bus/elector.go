@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // rankDelay is how much longer each further choice waits before it takes a free inbox.
@@ -20,6 +23,8 @@ type ownerLock struct {
 	Agent   string        `json:"agent"`
 	Gateway string        `json:"gateway"`
 	Since   envelope.Time `json:"since"`
+	// Session holds the lock: what was signed for one session says nothing of the next.
+	Session string `json:"session,omitempty"`
 }
 
 // elector takes and gives up the inboxes that this gateway may serve.
@@ -32,6 +37,8 @@ type elector struct {
 	// owners is the last picture of all agent locks.
 	owners map[string]Owner
 	closed bool
+	// judged are the claims of the last picture; only see touches it, which one goroutine calls at a time.
+	judged map[string]judgedClaim
 	// wake carries wake-ups (capacity 1).
 	wake chan struct{}
 }
@@ -89,19 +96,62 @@ func (el *elector) prime(ctx context.Context) error {
 
 // see takes in a picture of all locks.
 func (el *elector) see(pairs []Pair) {
-	owners := map[string]Owner{}
+	owners, judged := map[string]Owner{}, map[string]judgedClaim{}
 	for _, p := range pairs {
 		agent, ok := strings.CutPrefix(p.Key, agentOwners)
 		if !ok || p.Session == "" {
 			continue
 		}
-		var v ownerLock
-		_ = json.Unmarshal(p.Value, &v)
+		c := el.judged[p.Key]
+		if now := (judgedClaim{index: p.ModifyIndex, session: p.Session, set: el.b.trustSet()}); c.index != now.index || c.session != now.session || c.set != now.set {
+			c = now
+			var err error
+			if c.lock, err = el.claim(trust.KindOwner, agent, &p); err != nil {
+				el.b.refuse(p.Key, p.Value, err, "", agent) // held it is all the same, by whomever
+			}
+		}
+		judged[p.Key] = c
+		v := c.lock
 		owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
 	}
 	el.mu.Lock()
 	el.owners = owners
 	el.mu.Unlock()
+	el.judged = judged
+}
+
+// judgedClaim is a claim and what it was judged by.
+type judgedClaim struct {
+	index   uint64
+	session string
+	set     *trust.Set
+	lock    ownerLock
+}
+
+// claim reads who says that he owns an agent, or ran a term of it.
+func (el *elector) claim(kind trust.Kind, agent string, p *Pair) (v ownerLock, err error) {
+	body, st, err := el.b.open(kind, p.Key, p.Value, "", agent)
+	if err != nil {
+		return v, err
+	}
+	_ = json.Unmarshal(body, &v)
+	if st != nil && el.b.enforced() && (v.Gateway != st.Gateway || v.Agent != agent || kind == trust.KindOwner && v.Session != p.Session) {
+		return ownerLock{}, &trust.Refusal{Reason: trust.Replay, Gateway: st.Gateway, Key: st.Key, Detail: "it was signed for another term"}
+	}
+	return v, nil
+}
+
+// allowed reports whether the trust set lets this gateway own an inbox: what it would write as its owner would be refused.
+// Changes of the set wake the elector.
+func (el *elector) allowed(agent string) bool {
+	return !el.b.enforced() || el.b.trusted() == nil && el.b.cfg.Trust.MayHost(el.b.cfg.Gateway, agent)
+}
+
+// candidates are the agents that this gateway may serve.
+func (el *elector) candidates() []string {
+	el.mu.Lock()
+	defer el.mu.Unlock()
+	return slices.Sorted(maps.Keys(el.serves))
 }
 
 // run follows the locks until ctx ends.
@@ -150,6 +200,15 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			term = nil
 		}
 		if term != nil {
+			if term.intake.Err() == nil && !el.allowed(id) {
+				// What it writes as the owner is refused from now on: let somebody else have the inbox.
+				term.stopIn()
+				el.b.run(func() {
+					term.handover(el.b.life)
+					el.kick()
+				})
+				continue
+			}
 			if !owned || o.session != term.session {
 				// The watch may be behind our own locking: only a picture that is
 				// newer than the term can depose it, which its own session tells.
@@ -159,7 +218,7 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			}
 			continue
 		}
-		if session == "" || el.closed {
+		if session == "" || el.closed || !el.allowed(id) {
 			continue
 		}
 		if owned && o.session != session {
@@ -198,21 +257,27 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 // take locks an agent's inbox and starts its term.
 func (el *elector) take(ctx context.Context, s served, session string) error {
 	now := envelope.At(el.b.now())
+	claim := mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now, Session: session})
 	pairs, err := el.b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(el.b.cfg.Gateway), Session: session},
-		{Verb: OpLock, Key: agentLockKey(s.spec.ID), Session: session, Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
+		{Verb: OpLock, Key: agentLockKey(s.spec.ID), Session: session, Value: el.b.sign(trust.KindOwner, agentLockKey(s.spec.ID), claim)},
 		// The resident key: it makes the agent known for ever, and without it Consul would
 		// wake the inbox's watch for unrelated writes.
 		{Verb: OpSet, Key: inboxAboutKey(s.spec.ID), Value: mustEncode("Inbox of " + s.spec.ID + ": one bell per source gateway under from/. Waiting mail is in openclaw/lanes/<gateway>/" +
 			s.spec.ID + "/, work in progress in openclaw/pending/" + s.spec.ID + "/.")},
 		{Verb: OpGet, Key: termKey(s.spec.ID)},
-		{Verb: OpSet, Key: termKey(s.spec.ID), Value: mustEncode(ownerLock{Agent: s.spec.ID, Gateway: el.b.cfg.Gateway, Since: now})},
+		{Verb: OpSet, Key: termKey(s.spec.ID), Value: el.b.sign(trust.KindTerm, termKey(s.spec.ID), claim)},
 	})
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
 	}
 	ib := el.b.newInbox(s.spec, s.handler, session, pairs[1].ModifyIndex)
-	ib.unclean = pairs[3].Key != ""
+	if ib.unclean = pairs[3].Key != ""; ib.unclean {
+		// A forged one makes this owner careful, and nothing else.
+		if _, err := el.claim(trust.KindTerm, s.spec.ID, &pairs[3]); err != nil {
+			el.b.refuse(pairs[3].Key, pairs[3].Value, err, "", s.spec.ID)
+		}
+	}
 	el.mu.Lock()
 	if el.closed {
 		el.mu.Unlock()

@@ -33,7 +33,7 @@ const (
 	EventReplied = "replied"
 	// EventDuplicate: came again and was recognised; nothing was done.
 	EventDuplicate = "duplicate"
-	// EventRefused: something in the store could not be read; it was set aside.
+	// EventRefused: something in the store could not be read, or is not believed; it was set aside.
 	EventRefused = "refused"
 	// EventGap: entries of a lane are missing; somebody deleted them.
 	EventGap = "gap"
@@ -62,6 +62,9 @@ type Event struct {
 	Attempt       int            `json:"attempt,omitempty"`
 	Class         envelope.Class `json:"class,omitempty"`
 	Reason        string         `json:"reason,omitempty"`
+	// Refusal is why something was not believed (the words are trust.Reason's), and Key the id of the key that it names.
+	Refusal string `json:"refusal,omitempty"`
+	Key     string `json:"key,omitempty"`
 	// By is the gateway that made the transition a receipt tells of.
 	By string `json:"by,omitempty"`
 	// Millis is the time since the message was made, by this gateway's clock.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // AgentSpec describes an agent that this gateway may serve.
@@ -250,7 +251,7 @@ func (ib *inbox) source(from string) (*source, error) {
 		return nil, err
 	}
 	s.fetched = s.page.cursor
-	s.fresh = s.page.index == 0
+	s.fresh = s.page.index == 0 || s.mistrusted
 	ib.mu.Lock()
 	ib.sources[from] = s
 	ib.mu.Unlock()
@@ -260,12 +261,23 @@ func (ib *inbox) source(from string) (*source, error) {
 // ring reads what a bell announces.
 func (ib *inbox) ring(s *source, p Pair) error {
 	from := s.from
+	if s.rung == p.ModifyIndex {
+		return nil // a wake-up brings the bells of all sources
+	}
 	var bl bell
 	if err := json.Unmarshal(p.Value, &bl); err != nil {
 		ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, From: "@" + from, To: ib.spec.ID,
 			Class: envelope.ClassPoison, Reason: "bell is not readable: " + err.Error()})
 		return nil //nolint:nilerr // said in the event; its writer mends it with the next message
 	}
+	head, err := ib.b.checkBell(from, ib.spec.ID, &bl)
+	if err != nil {
+		// Nothing that it says is so. Its writer puts the right one back.
+		ib.b.refuse(p.Key, p.Value, err, "@"+from, ib.spec.ID)
+		s.rung = p.ModifyIndex
+		return nil
+	}
+	s.head = head
 	if s.fresh {
 		// The lane is new, or its cursor was deleted by hand: begin with the oldest that the bell speaks of. A slot
 		// beyond the bell is no beginning: it is put before the transaction that names it, and that brings
@@ -311,6 +323,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			}
 		}
 	}
+	s.rung = p.ModifyIndex
 	return nil
 }
 
@@ -354,9 +367,17 @@ func (ib *inbox) gap(s *source, bl bell) error {
 	le.count = s.page.count
 	s.entries = append(s.entries, le)
 	s.mu.Unlock()
-	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, done: func(error) {}})
+	r := receipt{State: envelope.DeadLetter, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, Class: envelope.ClassUndeliverable, Error: "its entry is missing from the store: somebody deleted it"}
+	for n := first; n <= min(last, first+maxMissing-1); n++ {
+		r.IDs = append(r.IDs, entryID(s.from, n))
+	}
+	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, receipts: []ownedReceipt{{s, r}}, done: func(error) {}})
 	return nil
 }
+
+// maxMissing bounds how many entries of one gap the sender is told of. Numbers that were left out on purpose (laneJump) are among
+// them; nothing was in those, and the sender knows.
+const maxMissing = 16
 
 // readSlots reads the slots first to last of a lane, side by side.
 func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
@@ -379,11 +400,27 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	le := &laneEntry{src: s, seq: seq}
 	e, err := decodeEntry(raw)
+	var said *saidEntry
+	if err == nil {
+		said, err = ib.b.checkEntry(s.from, ib.spec.ID, &e, s.headOf(seq))
+		if err == nil && e.Seq != seq && ib.b.enforced() {
+			err = &trust.Refusal{Reason: trust.Replay, Gateway: s.from, Key: said.stamp.Key, Detail: fmt.Sprintf("entry %d lies where %d belongs", e.Seq, seq)}
+		}
+	}
+	if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
+		// What its gateway put here is gone: the lane goes on without it, and the sender is told by a receipt.
+		ib.b.refuse(slotKey(s.from, ib.spec.ID, seq), raw, err, "@"+s.from, ib.spec.ID)
+		ib.bury(le, s, string(raw), entryID(s.from, seq), envelope.ClassUnauthorised, fmt.Errorf("entry %d is refused: %w", seq, err))
+		return nil
+	}
 	if err != nil || e.Seq != seq {
 		if err == nil {
 			err = fmt.Errorf("it says it is entry %d", e.Seq)
 		}
-		ib.bury(le, s, string(raw), fmt.Sprintf("%s-%s", s.from, padded(seq)), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
+		if ib.b.enforced() {
+			ib.b.refuse(slotKey(s.from, ib.spec.ID, seq), raw, err, "@"+s.from, ib.spec.ID)
+		}
+		ib.bury(le, s, string(raw), entryID(s.from, seq), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
 		return nil
 	}
 	le.open = len(e.Items)
@@ -411,6 +448,14 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent}}
 		if err := j.misplaced(); err != nil {
 			ib.buryItem(le, s, it, i, envelope.ClassUndeliverable, err)
+			continue
+		}
+		if j.said, j.proof = said, it.Proof; said != nil && len(it.Proof) > 0 && env.SourceGateway == s.from {
+			j.proof = nil // a message of its own needs none
+		}
+		if err := ib.b.checkItem(j, it.Proof, e.At); err != nil {
+			ib.b.refuse(fmt.Sprintf("%s item %d", slotKey(s.from, ib.spec.ID, seq), i), it.Envelope, err, "@"+s.from, ib.spec.ID)
+			ib.buryItem(le, s, it, i, envelope.ClassUnauthorised, err)
 			continue
 		}
 		if ib.duplicate(j) {
@@ -444,6 +489,14 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		})
 	}
 	return nil
+}
+
+// headOf is the head of an entry that the bell named, nil for another one.
+func (s *source) headOf(seq uint64) *signedHead {
+	if s.head == nil || s.head.Seq != seq {
+		return nil
+	}
+	return s.head
 }
 
 // duplicate reports whether the message has been taken before, and otherwise marks it
@@ -549,7 +602,7 @@ func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.C
 	ib.b.writer.submit(&unit{
 		ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}},
 		receipts: []ownedReceipt{{s, receipt{IDs: []string{id}, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
-		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from})}},
+		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: ib.b.sign(trust.KindRecord, deadKey(ib.spec.ID, id), mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from}))}},
 		done: func(err error) {
 			if err == nil {
 				ib.b.emit(ev)
@@ -573,7 +626,12 @@ func (ib *inbox) loadPending() error {
 		if rest != "" {
 			j := byID[id]
 			child, ok := strings.CutPrefix(rest, "answers/")
-			env, err := envelope.Decode(p.Value)
+			body, err := ib.b.read(trust.KindRecord, p.Key, p.Value, "", ib.spec.ID)
+			if err != nil {
+				ib.b.refuse(p.Key, p.Value, err, "", ib.spec.ID)
+				continue
+			}
+			env, err := envelope.Decode(body)
 			if j == nil || !ok || err != nil {
 				ib.b.log.Warn("answer without its question; left alone", "key", p.Key)
 				continue
@@ -583,7 +641,11 @@ func (ib *inbox) loadPending() error {
 			j.stored = append(j.stored, storedAnswer{p.Key, &at})
 			continue
 		}
-		rec, env, err := decodePending(&p)
+		rec, env, err := ib.b.openPending(&p, ib.spec.ID)
+		if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
+			ib.b.refuse(p.Key, p.Value, err, "", ib.spec.ID)
+			continue
+		}
 		if err != nil {
 			ib.b.emit(Event{Event: EventRefused, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, MessageID: id,
 				Class: envelope.ClassPoison, Reason: fmt.Sprintf("pending record is not readable, left where it is (%s): %v", p.Key, err)})
@@ -597,7 +659,7 @@ func (ib *inbox) loadPending() error {
 		if err != nil {
 			return err
 		}
-		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, run: rec.Run, at: p.ModifyIndex, parked: true, recorded: rec.Delivery.Attempt, careful: ib.unclean,
+		j := &job{ib: ib, src: s, lane: rec.Lane, item: rec.Item, env: env, del: rec.Delivery, asked: rec.Asked, run: rec.Run, proof: rec.Proof, at: p.ModifyIndex, parked: true, recorded: rec.Delivery.Attempt, careful: ib.unclean,
 			answers: map[string]*envelope.Sealed{}}
 		byID[id] = j
 		jobs = append(jobs, j)

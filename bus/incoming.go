@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Incoming is a message in a handler's hands. It is good until Handle returns or its lease is lost;
@@ -41,8 +42,9 @@ type outgoing struct {
 	o    Outgoing
 	s    *envelope.Sealed
 	hops []envelope.Hop
-	// forward is set when the message itself is passed on: s is not sealed again.
+	// forward is set when the message itself is passed on: s is not sealed again, and proof shows who sent it.
 	forward *passedOn
+	proof   []byte
 }
 
 // Envelope returns the message. Do not change it.
@@ -331,7 +333,7 @@ func (m *Incoming) Forward(to envelope.Address) error {
 	if left != nil {
 		on.spent = spentOf(j.env.Budget, left, 0)
 	}
-	return m.joinLocked(outgoing{s: j.env, hops: hops, forward: on})
+	return m.joinLocked(outgoing{s: j.env, hops: hops, forward: on, proof: j.provenance()})
 }
 
 // passedOn is a message that goes on to another agent than its sender named.
@@ -683,7 +685,7 @@ func (j *job) detach(a *job) {
 	j.stored = append(j.stored, st)
 	u := &unit{
 		ctx: ib.ctx, owner: ib, taken: a.takenLocked(), receipts: []ownedReceipt{{a.src, a.receiptLocked(now)}},
-		pending: []pendingOp{{key: st.key, value: a.env.Canonical(), at: st.at}},
+		pending: []pendingOp{{key: st.key, value: ib.b.sign(trust.KindRecord, st.key, a.env.Canonical()), at: st.at}},
 	}
 	u.done = func(err error) {
 		ib.finished(err, a)

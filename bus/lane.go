@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // bellInline is the largest entry, in bytes, that travels inside its bell. It bounds what a
@@ -35,7 +38,58 @@ type laneShared struct {
 	waiting atomic.Int64
 	// sent and taken count envelopes: ever put into the lane, and taken as far as this gateway knows.
 	sent, taken atomic.Uint64
+
+	// bell is the lane's bell as this process wrote it last.
+	bell atomic.Pointer[[]byte]
+
+	mu sync.Mutex
+	// inside are the messages of the entries that nobody has taken, by number, as far as this process sent them:
+	// what says that an entry is lost can name its number only.
+	inside map[uint64][]string
+	held   int
 }
+
+// maxInside bounds the message ids that inside holds.
+const maxInside = 16384
+
+// hold remembers what is in an entry.
+func (l *laneShared) hold(seq uint64, ids []string) {
+	if len(ids) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held+len(ids) > maxInside {
+		return
+	}
+	if l.inside == nil {
+		l.inside = map[uint64][]string{}
+	}
+	l.held += len(ids) - len(l.inside[seq])
+	l.inside[seq] = ids
+}
+
+// drop forgets the entries up to cursor.
+func (l *laneShared) drop(cursor uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for seq, ids := range l.inside {
+		if seq <= cursor {
+			l.held -= len(ids)
+			delete(l.inside, seq)
+		}
+	}
+}
+
+// in returns the messages of an entry, nil when they are not known.
+func (l *laneShared) in(seq uint64) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inside[seq]
+}
+
+// entryID stands in a receipt for what was in an entry that cannot be read.
+func entryID(from string, seq uint64) string { return from + "-" + padded(seq) }
 
 // laneJump is added to the newest known number when a lane's bell was deleted or made unreadable by
 // hand: the receiver may have seen numbers that nothing in the store tells of any more, and a
@@ -51,10 +105,20 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		return nil, fmt.Errorf("read bell of %s: %w", to, err)
 	}
 	whole := true
-	if err := l.adopt(p); err != nil {
+	if err := w.ownBell(to, p); err != nil {
+		// Somebody else wrote it. Nothing that it says is so, not even its number.
+		w.b.refuse(p.Key, p.Value, err, "@"+w.b.cfg.Gateway, to)
+		l.index, l.value, whole = p.ModifyIndex, p.Value, false
+	} else if err := l.adopt(p); err != nil {
 		// It is this gateway's own key, so nobody else will mend it.
 		w.b.log.Warn("a bell is not readable; writing a new one", "error", err)
 		l.index, l.value, whole = p.ModifyIndex, p.Value, false
+	}
+	if mark := w.b.marks.get(sentMarks, to); w.b.enforced() && mark > l.seq {
+		// True, and older than what this gateway remembers. Numbers that were used since must not be used again.
+		value := l.value
+		w.b.refuse(bellKey(to, w.b.cfg.Gateway), value, &trust.Refusal{Reason: trust.Replay, Gateway: w.b.cfg.Gateway, Detail: fmt.Sprintf("bell %d, and %d was written", l.seq, mark)}, "@"+w.b.cfg.Gateway, to)
+		l.seq = mark + rollbackJump
 	}
 	prefix := lanePrefix(w.b.cfg.Gateway, to)
 	keys, err := w.b.store.Keys(ctx, prefix, "")
@@ -74,7 +138,7 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 		}
 	}
 	h, _, err := w.b.readHead(ctx, w.b.cfg.Gateway, to)
-	if errors.Is(err, errUnreadable) {
+	if refused := (*trust.Refusal)(nil); errors.Is(err, errUnreadable) || errors.As(err, &refused) {
 		w.b.log.Warn("sending on without knowing what was taken", "error", err)
 	} else if err != nil {
 		return nil, err
@@ -91,6 +155,16 @@ func (w *writer) loadLane(ctx context.Context, to string, floor uint64) (*lane, 
 	}
 	raise(&l.sent, l.count)
 	return l, nil
+}
+
+// ownBell says why a bell is not to be believed, if so. One that cannot be read is not judged.
+func (w *writer) ownBell(to string, p *Pair) error {
+	var bl bell
+	if !w.b.enforced() || p == nil || json.Unmarshal(p.Value, &bl) != nil {
+		return nil //nolint:nilerr // adopt says so
+	}
+	_, err := w.b.checkBell(w.b.cfg.Gateway, to, &bl)
+	return err
 }
 
 // adopt takes the bell over as the store has it.
@@ -135,7 +209,12 @@ func (b *Bus) readHead(ctx context.Context, from, agent string) (receiptHead, *P
 	if p == nil {
 		return h, nil, nil
 	}
-	if err := json.Unmarshal(p.Value, &h); err != nil {
+	body, err := b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+	if err != nil {
+		b.refuse(p.Key, p.Value, err, "@"+from, agent)
+		return h, p, fmt.Errorf("receipts %s: %w", p.Key, err)
+	}
+	if err := json.Unmarshal(body, &h); err != nil {
 		return receiptHead{}, p, fmt.Errorf("%w: receipts %s: %w; restore the key from a snapshot, or delete it (what was taken last may then be handled again)", errUnreadable, p.Key, err)
 	}
 	return h, p, nil

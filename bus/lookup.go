@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"sort"
 	"strings"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Status is everything the mesh knows of one message.
@@ -87,8 +89,17 @@ func (b *Bus) findResult(ctx context.Context, st *Status) error {
 		if err != nil {
 			return fmt.Errorf("read the answer: %w", err)
 		}
+		if p == nil {
+			continue
+		}
+		gw, _, _ := strings.Cut(k[len(resultsRoot):], "/")
+		body, err := b.read(trust.KindRecord, k, p.Value, gw, "")
+		if err != nil {
+			b.refuse(k, p.Value, err, "", "")
+			continue
+		}
 		var r resultRecord
-		if p == nil || json.Unmarshal(p.Value, &r) != nil {
+		if json.Unmarshal(body, &r) != nil {
 			continue
 		}
 		if env, err := envelope.Decode(r.Reply); err == nil {
@@ -118,7 +129,16 @@ func (b *Bus) findRecord(root string) func(context.Context, *Status) (bool, erro
 				Delivery envelope.Delivery `json:"delivery"`
 				Envelope json.RawMessage   `json:"envelope"`
 			}
-			if p == nil || json.Unmarshal(p.Value, &rec) != nil {
+			if p == nil {
+				continue
+			}
+			agent, _, _ := strings.Cut(k[len(root):], "/")
+			body, err := b.read(trust.KindRecord, k, p.Value, "", agent)
+			if err != nil {
+				b.refuse(k, p.Value, err, "", agent)
+				continue
+			}
+			if json.Unmarshal(body, &rec) != nil {
 				continue
 			}
 			st.Where, st.Delivery, st.State = k, &rec.Delivery, rec.Delivery.State
@@ -148,8 +168,17 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 			if !strings.Contains(string(p.Value), st.MessageID) {
 				continue
 			}
+			agent := p.Key[strings.LastIndexByte(p.Key, '/')+1:] // openclaw/receipts/<gw>/from/<agent>
+			if root == ledgerRoot {
+				agent = path.Base(path.Dir(p.Key)) // openclaw/ledger/<gw>/<agent>/<page>
+			}
+			body, err := b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+			if err != nil {
+				b.refuse(p.Key, p.Value, err, "", agent)
+				continue
+			}
 			var h receiptHead
-			if json.Unmarshal(p.Value, &h) != nil {
+			if json.Unmarshal(body, &h) != nil {
 				continue
 			}
 			for _, raw := range h.Receipts {

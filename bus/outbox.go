@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Outgoing is a message to be sent. To, From and Payload are required; the rest has
@@ -130,6 +133,9 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 	}
 	if b.stopping.Load() {
 		return nil, ErrStopped
+	}
+	if err := b.trusted(); err != nil {
+		return nil, err
 	}
 	for _, o := range outs {
 		if err := b.checkTarget(ctx, o.To); err != nil {
@@ -286,7 +292,15 @@ func (o *outbox) parse(p Pair) (agent string, h receiptHead, ok bool) {
 	if len(p.Key) <= len(prefix) || p.Key[:len(prefix)] != prefix {
 		return "", h, false
 	}
-	if err := json.Unmarshal(p.Value, &h); err != nil {
+	body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", p.Key[len(prefix):])
+	if err == nil && o.b.enforced() && json.Unmarshal(body, &h) == nil && h.Cursor < o.shared(p.Key[len(prefix):]).cursor.Load() {
+		err = &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", h.Cursor, o.shared(p.Key[len(prefix):]).cursor.Load())}
+	}
+	if err != nil {
+		o.b.refuse(p.Key, p.Value, err, "", p.Key[len(prefix):])
+		return "", receiptHead{}, false
+	}
+	if err := json.Unmarshal(body, &h); err != nil {
 		o.b.log.Warn("receipts are not readable; waiting for the next", "key", p.Key, "error", err)
 		return "", h, false
 	}
@@ -334,7 +348,14 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 		}
 		for i, p := range pairs {
 			var old receiptHead
-			if p.Key == "" || json.Unmarshal(p.Value, &old) != nil {
+			if p.Key == "" {
+				continue
+			}
+			body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+			if err != nil {
+				o.b.refuse(p.Key, p.Value, err, "", agent)
+			}
+			if err != nil || json.Unmarshal(body, &old) != nil {
 				continue
 			}
 			skip := 0
@@ -349,8 +370,32 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 		skip = min(from.n, len(h.Receipts))
 	}
 	o.tell(agent, h.Receipts[skip:])
+	o.shared(agent).drop(h.Cursor)
 	o.read[agent] = readMark{h.Page, len(h.Receipts)}
 	return nil
+}
+
+// named puts the messages of an entry that was lost in the place of its number, if this process sent them.
+func (o *outbox) named(agent string, ids []string) []string {
+	lost := func(id string) []string {
+		num, ok := strings.CutPrefix(id, o.b.cfg.Gateway+"-")
+		if seq, isNum := parsePadded(num); ok && isNum {
+			return o.shared(agent).in(seq)
+		}
+		return nil
+	}
+	if !slices.ContainsFunc(ids, func(id string) bool { return lost(id) != nil }) {
+		return ids
+	}
+	var list []string
+	for _, id := range ids {
+		if in := lost(id); in != nil {
+			list = append(list, in...)
+		} else {
+			list = append(list, id)
+		}
+	}
+	return list
 }
 
 func (o *outbox) tell(agent string, receipts []json.RawMessage) {
@@ -360,7 +405,7 @@ func (o *outbox) tell(agent string, receipts []json.RawMessage) {
 			o.b.log.Warn("receipt is not readable", "agent", agent, "error", err)
 			continue
 		}
-		for _, id := range r.IDs {
+		for _, id := range o.named(agent, r.IDs) {
 			ev := Event{Event: EventReceipt, At: envelope.At(o.b.now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
 			if e := o.b.tracks.envelope(id); e != nil {
 				ev = o.b.eventOf(EventReceipt, &e.Envelope)
@@ -395,7 +440,32 @@ func (o *outbox) sweep(ctx context.Context) {
 		for _, to := range idle {
 			o.sweepLane(ctx, to)
 		}
+		if o.b.enforced() {
+			o.mendBells(ctx)
+		}
+		if err := o.b.marks.save(); err != nil {
+			o.b.log.Warn("a restart may not notice lanes that were put back", "error", err)
+		}
 		o.b.dropResults(ctx)
+	}
+}
+
+// mendBells has the bells looked at that announce what nobody has taken: one that somebody changed keeps its mail from being
+// found, and an idle sender would never know.
+func (o *outbox) mendBells(ctx context.Context) {
+	o.mu.Lock()
+	lanes := maps.Clone(o.lanes)
+	o.mu.Unlock()
+	for to, l := range lanes {
+		mine := l.bell.Load()
+		if mine == nil || l.sent.Load() <= l.taken.Load() {
+			continue
+		}
+		p, err := o.b.store.Get(ctx, bellKey(to, o.b.cfg.Gateway))
+		if err != nil || p != nil && bytes.Equal(p.Value, *mine) || l.bell.Load() != mine {
+			continue
+		}
+		o.b.writer.submit(&unit{ctx: ctx, mend: to, done: func(error) {}})
 	}
 }
 

@@ -3,10 +3,12 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 const (
@@ -31,6 +33,12 @@ type source struct {
 	fetched uint64
 	// fresh: the lane has no cursor and nothing of it was read yet; its reader's too.
 	fresh bool
+	// mistrusted: there is a cursor, and it cannot be believed.
+	mistrusted bool
+	// head is what the newest bell that was believed names; its reader's too.
+	head *signedHead
+	// rung is the ModifyIndex of the bell that was followed to its end, or refused; its reader's too.
+	rung uint64
 	// careful is the newest entry whose messages the last owner may have died with.
 	careful uint64
 	// held and heldBytes are what is in memory of this lane; the inbox's mutex guards them.
@@ -52,7 +60,8 @@ type laneEntry struct {
 // page is the newest receipts and the cursor.
 type page struct {
 	index                 uint64
-	value                 []byte
+	value                 []byte // as it lies in the store
+	body                  []byte // without its signature
 	number, cursor, count uint64
 	receipts              [][]byte
 	messages              int // in receipts
@@ -85,10 +94,37 @@ func loadSource(ctx context.Context, b *Bus, agent, from string) (*source, error
 	return s, err
 }
 
+// keep reports whether what lies in the store is not this owner's own newest page, and not a later one: then what it knows
+// goes on to count, and the next write goes over it. A later one is that of a try whose answer was lost, or of who
+// deposed it.
+func (s *source) keep(h receiptHead, p *Pair, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var refused *trust.Refusal
+	switch {
+	case s.page.value == nil, err != nil && !errors.As(err, &refused):
+		return false
+	case err == nil && p != nil && h.Cursor >= s.page.cursor && h.Page >= s.page.number:
+		return false
+	}
+	s.page.index = 0
+	if p != nil {
+		s.page.index = p.ModifyIndex
+	}
+	return true
+}
+
 // reload takes the page over as the store has it.
 func (s *source) reload(ctx context.Context, b *Bus) error {
 	h, pair, err := b.readHead(ctx, s.from, s.agent)
-	if err != nil {
+	if b.enforced() && s.keep(h, pair, err) {
+		return nil
+	}
+	s.mistrusted = false
+	if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
+		// Nothing of it can be believed. The ledger and what still lies in the lane say where to begin.
+		s.mistrusted = true
+	} else if err != nil {
 		return err
 	}
 	prefix := ledgerPrefix(s.from, s.agent)
@@ -101,17 +137,32 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 	s.page = page{number: h.Page, cursor: h.Cursor, count: h.Count}
 	if pair != nil {
 		s.page.index, s.page.value = pair.ModifyIndex, pair.Value
+		s.page.body, _ = trust.SplitRecord(pair.Value)
 	}
 	s.seen, s.order = map[string]envelope.State{}, nil
 	for _, p := range old {
 		var lp receiptHead
 		n, ok := parsePadded(p.Key[len(prefix):])
-		if !ok || json.Unmarshal(p.Value, &lp) != nil {
+		body, err := b.read(trust.KindReceipts, p.Key, p.Value, "", s.agent)
+		if err != nil {
+			b.refuse(p.Key, p.Value, err, "@"+s.from, s.agent)
+			continue
+		}
+		if !ok || json.Unmarshal(body, &lp) != nil {
 			b.log.Warn("ledger page is not readable; ignored", "key", p.Key)
 			continue
 		}
 		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
 		s.page.number = max(s.page.number, n+1)
+	}
+	if mark := b.marks.get(takenMarks, s.from+"/"+s.agent); b.enforced() && mark > s.page.cursor {
+		// True, or gone, and this node has seen more taken.
+		key := receiptsKey(s.from, s.agent)
+		b.refuse(key, s.page.value, &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", s.page.cursor, mark)}, "@"+s.from, s.agent)
+		s.page.cursor, s.mistrusted = mark, true
+	}
+	if s.mistrusted {
+		s.page.number++ // the sender has read some of the page that is lost, and must not take this one for it
 	}
 	for _, r := range h.Receipts {
 		s.page.receipts = append(s.page.receipts, r)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // plan is one try at writing a batch.
@@ -34,6 +35,7 @@ type laneWrite struct {
 	count  uint64
 	inline []byte
 	slots  []uint64 // written
+	ids    []string // of the messages in it
 }
 
 type pageWrite struct {
@@ -59,7 +61,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 	}
 
 	var order []string
-	byLane := map[string][][]byte{}
+	byLane := map[string][]laneItem{}
 	var sources []*source
 	bySource := map[*source][]receipt{}
 	touch := func(s *source) {
@@ -74,7 +76,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 			if _, ok := byLane[x.to]; !ok {
 				order = append(order, x.to)
 			}
-			byLane[x.to] = append(byLane[x.to], x.item)
+			byLane[x.to] = append(byLane[x.to], x)
 		}
 		if u.owner != nil {
 			if _, ok := p.owners[u.owner]; !ok {
@@ -100,7 +102,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 		p.appendLane(w.b, l, byLane[to], now, a.entry(l, len(byLane[to])))
 	}
 	for _, s := range sources {
-		p.appendPage(s, bySource[s])
+		p.appendPage(w.b, s, bySource[s])
 	}
 	for _, u := range batch {
 		for _, po := range u.pending {
@@ -125,7 +127,21 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 		}
 	}
 	w.cleanup(p)
+	for _, u := range batch {
+		w.mend(ctx, p, u.mend)
+	}
 	return p, nil
+}
+
+// mend puts a lane's bell back that somebody changed or deleted, unless the plan writes it anyway.
+func (w *writer) mend(ctx context.Context, p *plan, to string) {
+	l := w.lanes[to]
+	if l == nil || slices.ContainsFunc(p.lanes, func(lw laneWrite) bool { return lw.lane == l }) || !w.keepLane(ctx, l) {
+		return
+	}
+	op := p.add(Op{Verb: OpCAS, Key: bellKey(to, w.b.cfg.Gateway), Value: l.value, Index: l.index})
+	p.witnessed(op)
+	p.lanes = append(p.lanes, laneWrite{lane: l, op: op, seq: l.seq, count: l.count, inline: l.inline})
 }
 
 func (p *plan) add(o Op) int {
@@ -153,16 +169,23 @@ func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
 
 // appendLane puts items into a lane as one entry: inside the bell when the receiver has
 // taken all before it, else into a slot of its own. done is that entry if it is in its slot already.
-func (p *plan) appendLane(b *Bus, l *lane, items [][]byte, now envelope.Time, done *aheadEntry) {
+func (p *plan) appendLane(b *Bus, l *lane, items []laneItem, now envelope.Time, done *aheadEntry) {
 	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items)), put: done != nil}
+	for _, it := range items {
+		lw.ids = append(lw.ids, it.s.MessageID)
+	}
 	gw := b.cfg.Gateway
 	var e, value []byte
-	if !lw.put {
-		e = encodeEntry(lw.seq, lw.count, now, items)
+	var head *signedHead
+	if lw.put {
+		head = done.head
+	} else {
+		head = b.signHead(l.to, lw.seq, lw.count, now, items)
+		e = encodeSigned(lw.seq, lw.count, now, head, bytesOf(items))
 	}
 	if !lw.put && l.cursor.Load() >= l.seq && len(e) <= bellInline {
 		lw.inline = e
-		value = encodeBell(lw.seq, lw.count, e)
+		value = encodeBell(lw.seq, lw.count, e, nil)
 	} else {
 		if l.inline != nil && l.cursor.Load() < l.seq {
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
@@ -176,7 +199,7 @@ func (p *plan) appendLane(b *Bus, l *lane, items [][]byte, now envelope.Time, do
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
 		}
 		lw.slots = append(lw.slots, lw.seq)
-		value = encodeBell(lw.seq, lw.count, nil)
+		value = encodeBell(lw.seq, lw.count, nil, head)
 	}
 	lw.op = p.add(Op{Verb: OpCAS, Key: bellKey(l.to, gw), Value: value, Index: l.index})
 	p.witnessed(lw.op)
@@ -185,7 +208,7 @@ func (p *plan) appendLane(b *Bus, l *lane, items [][]byte, now envelope.Time, do
 
 // appendPage adds receipts to a lane's page and moves its cursor over the entries that this
 // batch completes.
-func (p *plan) appendPage(s *source, receipts []receipt) {
+func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, done := s.page, 0
@@ -200,7 +223,8 @@ func (p *plan) appendPage(s *source, receipts []receipt) {
 		return // part of an entry went to records of its own; the cursor waits for the rest
 	}
 	if len(receipts) > 0 && next.messages >= headReceipts {
-		p.add(Op{Verb: OpSet, Key: ledgerKey(s.from, s.agent, next.number), Value: next.value})
+		key := ledgerKey(s.from, s.agent, next.number)
+		p.add(Op{Verb: OpSet, Key: key, Value: b.sign(trust.KindReceipts, key, next.body)})
 		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
 		next.number++
 		next.receipts, next.messages = nil, 0
@@ -215,7 +239,8 @@ func (p *plan) appendPage(s *source, receipts []receipt) {
 		next.receipts = append(next.receipts, mustEncode(r))
 		next.messages += len(r.IDs)
 	}
-	next.value = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	next.body = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	next.value = b.sign(trust.KindReceipts, receiptsKey(s.from, s.agent), next.body)
 	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
 	p.witnessed(op)
 	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
@@ -284,7 +309,12 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	for _, lw := range p.lanes {
 		lw.lane.slots = append(lw.lane.slots[:len(lw.lane.slots):len(lw.lane.slots)], lw.slots...)
 		lw.lane.waiting.Store(int64(len(lw.lane.slots)))
-		raise(&lw.lane.sent, lw.count)
+		l := lw.lane
+		raise(&l.sent, lw.count)
+		l.hold(lw.seq, lw.ids)
+		w.b.marks.raise(sentMarks, l.to, lw.seq)
+		value := l.value
+		l.bell.Store(&value)
 	}
 	for l := range p.freed {
 		l.waiting.Store(int64(len(l.slots)))
@@ -296,6 +326,7 @@ func (w *writer) applied(p *plan, index func(op int) uint64) {
 	}
 	for _, pw := range p.pages {
 		pw.src.commit(pw, index(pw.op))
+		w.b.marks.raise(takenMarks, pw.src.from+"/"+pw.src.agent, pw.next.cursor)
 	}
 	for _, po := range p.pending {
 		if po.value == nil {

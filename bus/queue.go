@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // QueueSpec describes a task queue that this gateway may own. A queue is an inbox: a task is a message to
@@ -200,7 +202,7 @@ func (ws *workers) write(ctx context.Context, queue string, said announcement, s
 	gw := ws.b.cfg.Gateway
 	_, err := ws.b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(gw), Session: session},
-		{Verb: OpLock, Key: workerKey(queue, gw), Session: session, Value: mustEncode(said)},
+		{Verb: OpLock, Key: workerKey(queue, gw), Session: session, Value: ws.b.sign(trust.KindRegistry, workerKey(queue, gw), mustEncode(said))},
 	})
 	if err != nil {
 		return fmt.Errorf("announce the worker of %s: %w", queue, err)
@@ -280,8 +282,13 @@ func (t *queueTerm) start() error {
 		return fmt.Errorf("read unique keys of %s: %w", ib.spec.ID, err)
 	}
 	for _, p := range pairs {
+		body, err := b.read(trust.KindRecord, p.Key, p.Value, "", ib.spec.ID)
+		if err != nil {
+			b.refuse(p.Key, p.Value, err, "", ib.spec.ID) // else a task would be taken for one that was done
+			continue
+		}
 		var h uniqueHold
-		if json.Unmarshal(p.Value, &h) == nil {
+		if json.Unmarshal(body, &h) == nil {
 			t.unique[h.Key] = h
 		}
 	}
@@ -297,11 +304,20 @@ func (t *queueTerm) start() error {
 }
 
 // announcements reads the keys of workers that are alive.
-func announcements(queue string, pairs []Pair) map[string]announcement {
+func (b *Bus) announcements(queue string, pairs []Pair) map[string]announcement {
 	all := map[string]announcement{}
 	for _, p := range pairs {
+		gw, ok := strings.CutPrefix(p.Key, workerKey(queue, ""))
+		if !ok || p.Session == "" {
+			continue
+		}
+		body, err := b.read(trust.KindRegistry, p.Key, p.Value, gw, "")
+		if err != nil {
+			b.refuse(p.Key, p.Value, err, "", queue)
+			continue
+		}
 		var a announcement
-		if p.Session != "" && json.Unmarshal(p.Value, &a) == nil && p.Key == workerKey(queue, a.Gateway) && a.Slots >= 0 && a.Slots <= maxSlots {
+		if json.Unmarshal(body, &a) == nil && p.Key == workerKey(queue, a.Gateway) && a.Slots >= 0 && a.Slots <= maxSlots {
 			all[a.Gateway] = a
 		}
 	}
@@ -311,7 +327,7 @@ func announcements(queue string, pairs []Pair) map[string]announcement {
 // see takes in a picture of the workers: those that went are told to whoever waits for them, and there are as
 // many places for tasks as there are slots.
 func (t *queueTerm) see(pairs []Pair) {
-	now := announcements(t.ib.spec.ID, pairs)
+	now := t.ib.b.announcements(t.ib.spec.ID, pairs)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for gw, w := range t.workers {
@@ -409,7 +425,8 @@ func (t *queueTerm) keepUnique(m *Incoming) {
 		return
 	}
 	h := uniqueHold{Key: e.UniqueKey(), MessageID: e.MessageID, Until: envelope.At(t.ib.b.now().Add(e.Task.UniqueFor.Duration()))}
-	m.extra = append(m.extra, Op{Verb: OpSet, Key: uniqueKey(t.ib.spec.ID, h.Key), Value: mustEncode(h)})
+	place := uniqueKey(t.ib.spec.ID, h.Key)
+	m.extra = append(m.extra, Op{Verb: OpSet, Key: place, Value: t.ib.b.sign(trust.KindRecord, place, mustEncode(h))})
 	t.mu.Lock()
 	t.unique[h.Key] = h
 	t.mu.Unlock()

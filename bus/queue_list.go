@@ -90,7 +90,7 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 		if strings.Contains(p.Key[len(prefix):], "/") {
 			continue
 		}
-		if rec, env, err := decodePending(&p); err == nil {
+		if rec, env, err := b.openPending(&p, queue); err == nil {
 			add(&env.Envelope, &rec.Delivery, rec.Run)
 		}
 	}
@@ -195,7 +195,7 @@ func (b *Bus) Queues(ctx context.Context) ([]QueueInfo, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read workers of %s: %w", queue, err)
 		}
-		for _, a := range announcements(queue, pairs) {
+		for _, a := range b.announcements(queue, pairs) {
 			q.Workers = append(q.Workers, WorkerInfo{Gateway: a.Gateway, Slots: a.Slots, Since: a.Since})
 		}
 		sort.Slice(q.Workers, func(i, j int) bool { return q.Workers[i].Gateway < q.Workers[j].Gateway })

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 const (
@@ -294,12 +295,19 @@ func (b *Bus) dropTakenSlots(ctx context.Context, gw string, fence Op) (n int, e
 		seq, ok := parsePadded(num)
 		if _, read := cursors[agent]; ok && !read {
 			h, _, err := b.readHead(ctx, gw, agent)
-			if err != nil && !errors.Is(err, errUnreadable) {
+			if refused := (*trust.Refusal)(nil); err != nil && !errors.Is(err, errUnreadable) && !errors.As(err, &refused) {
 				return n, err
 			}
 			cursors[agent] = h.Cursor
 			if bells[agent], err = b.store.Get(ctx, bellKey(agent, gw)); err != nil {
 				return n, fmt.Errorf("read bell of %s: %w", agent, err)
+			}
+			var said bell
+			if p := bells[agent]; p != nil && json.Unmarshal(p.Value, &said) == nil {
+				if _, err := b.checkBell(gw, agent, &said); err != nil {
+					b.refuse(p.Key, p.Value, err, "@"+gw, agent)
+					bells[agent] = nil // what it leaves out may be mail
+				}
 			}
 		}
 		var bl bell

@@ -1,10 +1,12 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // GatewayInfo is a gateway as the registry has it.
@@ -54,15 +57,19 @@ type registry struct {
 	gateways map[string]GatewayInfo
 	agents   map[string]AgentInfo
 	raw      map[string]Pair
-	seen     [2]bool // both prefixes were read once
+	believed map[string]believedFields // by key
+	seen     [2]bool                   // both prefixes were read once
 	// changed is closed and replaced when the picture changed.
 	changed chan struct{}
 	// wake carries wake-ups for the heartbeat loop (capacity 1).
 	wake chan struct{}
+
+	signMu sync.Mutex
+	signed map[string]signedRecord // by key
 }
 
 func newRegistry(b *Bus) *registry {
-	return &registry{b: b, gateways: map[string]GatewayInfo{}, agents: map[string]AgentInfo{}, raw: map[string]Pair{},
+	return &registry{b: b, gateways: map[string]GatewayInfo{}, agents: map[string]AgentInfo{}, raw: map[string]Pair{}, believed: map[string]believedFields{}, signed: map[string]signedRecord{},
 		changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
@@ -98,6 +105,9 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 		}
 	}
 	fields := map[string]map[string]Pair{}
+	if len(r.believed) > 4*len(pairs)+64 {
+		clear(r.believed) // of those that are gone
+	}
 	for _, p := range pairs {
 		r.raw[p.Key] = p
 		name, field, ok := strings.Cut(p.Key[len(prefix):], "/")
@@ -108,6 +118,16 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 			fields[name] = map[string]Pair{}
 		}
 		fields[name][field] = p
+	}
+	for name := range fields {
+		if !r.b.enforced() {
+			break
+		}
+		if err := r.believe(which == 1, prefix+name+"/", fields[name]); err != nil {
+			p := fields[name][signedField]
+			r.b.refuse(prefix+name, p.Value, err, "", "")
+			delete(fields, name)
+		}
 	}
 	if which == 0 {
 		r.gateways = map[string]GatewayInfo{}
@@ -129,6 +149,87 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 	if r.missingLocked() {
 		r.kick()
 	}
+}
+
+// signedField holds what the other fields say once more, as one signed record. Two of them stand beside it: status is bound to
+// the writer's session, and last_heartbeat is a hint.
+const signedField = "signed"
+
+// signedFields is that record.
+type signedFields struct {
+	Fields map[string]string `json:"fields"`
+}
+
+// believedFields are such a record and what it was judged by: with every heartbeat of anybody all of them are read again.
+type believedFields struct {
+	signedFields
+	index uint64
+	set   *trust.Set
+}
+
+// believe puts what was signed in the place of what stands there.
+func (r *registry) believe(agent bool, prefix string, f map[string]Pair) error {
+	name := strings.TrimSuffix(prefix[strings.LastIndexByte(prefix[:len(prefix)-1], '/')+1:], "/")
+	by, host := name, ""
+	if agent {
+		by, host = "", name
+	}
+	key, set := prefix+signedField, r.b.trustSet()
+	b := r.believed[key]
+	if raw := f[signedField]; b.index != raw.ModifyIndex || b.set != set {
+		body, st, err := r.b.open(trust.KindRegistry, key, raw.Value, by, host)
+		if err != nil {
+			return err
+		}
+		b = believedFields{index: raw.ModifyIndex, set: set}
+		if err := json.Unmarshal(body, &b.signedFields); err != nil {
+			return fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		if agent && b.Fields["gateway"] != st.Gateway {
+			return &trust.Refusal{Reason: trust.WrongGateway, Gateway: st.Gateway, Key: st.Key, Detail: st.Gateway + " wrote that " + name + " runs elsewhere"}
+		}
+		r.believed[key] = b
+	}
+	for field := range f {
+		if field != "status" && field != "last_heartbeat" {
+			delete(f, field)
+		}
+	}
+	for field, v := range b.Fields {
+		f[field] = Pair{Key: prefix + field, Value: []byte(v)}
+	}
+	return nil
+}
+
+// signFields adds the signed records to what is to be written. One that says what it said before is not signed again: it
+// would be another one each time, and a write.
+func (r *registry) signFields(plain map[string]string) {
+	if r.b.cfg.Signer == nil {
+		return
+	}
+	groups := map[string]map[string]string{}
+	for k, v := range plain {
+		i := strings.LastIndexByte(k, '/') + 1
+		if groups[k[:i]] == nil {
+			groups[k[:i]] = map[string]string{}
+		}
+		groups[k[:i]][k[i:]] = v
+	}
+	r.signMu.Lock()
+	defer r.signMu.Unlock()
+	for prefix, fields := range groups {
+		key := prefix + signedField
+		body := mustEncode(signedFields{fields})
+		if old := r.signed[key]; !bytes.Equal(old.body, body) {
+			r.signed[key] = signedRecord{body, string(r.b.sign(trust.KindRegistry, key, body))}
+		}
+		plain[key] = r.signed[key].value
+	}
+}
+
+type signedRecord struct {
+	body  []byte
+	value string
 }
 
 // The plan's registry values are plain text, and JSON where they are lists.
@@ -190,6 +291,7 @@ func (r *registry) desired() (plain, bound map[string]string, agents []string) {
 	if r.b.stopping.Load() {
 		bound[p+"status"] = StatusDraining
 	}
+	r.signFields(plain)
 	return plain, bound, agents
 }
 
@@ -281,6 +383,9 @@ func (r *registry) beat(ctx context.Context) error {
 	check := Op{Verb: OpCheckSession, Key: gatewayLockKey(r.b.cfg.Gateway), Session: session}
 	for len(ops) > 0 {
 		n := min(len(ops), r.b.store.Limits().Ops-1)
+		for n < len(ops) && n > 1 && path.Dir(ops[n].Key) == path.Dir(ops[n-1].Key) {
+			n-- // what one of them says of itself is written together
+		}
 		if _, err := r.b.store.Txn(ctx, append([]Op{check}, ops[:n]...)); err != nil {
 			return fmt.Errorf("heartbeat: %w", err)
 		}

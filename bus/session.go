@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// trust is the share of the TTL for which a renewed session is believed, counted from before the
+// believed is the share of the TTL for which a renewed session is believed, counted from before the
 // renewal was sent: the store may count from any later moment, so it never ends the
 // session earlier.
-const trust = 0.6
+const believed = 0.6
 
 // renewals is how often a session is renewed within its TTL.
 const renewals = 4
@@ -104,7 +105,7 @@ func (s *session) verify() {
 }
 
 func (s *session) trustUntil(asked time.Time) time.Time {
-	return asked.Add(time.Duration(float64(s.b.cfg.SessionTTL) * trust))
+	return asked.Add(time.Duration(float64(s.b.cfg.SessionTTL) * believed))
 }
 
 // open creates the session and takes the gateway's name. A process that already runs
@@ -119,7 +120,7 @@ func (s *session) open(ctx context.Context) error {
 	}
 	host, _ := os.Hostname()
 	key := gatewayLockKey(s.b.cfg.Gateway)
-	value := mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(s.b.now()), Instance: s.b.instance})
+	value := s.b.sign(trust.KindOwner, key, mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(s.b.now()), Instance: s.b.instance}))
 	for {
 		_, err = s.b.store.Txn(ctx, []Op{{Verb: OpLock, Key: key, Value: value, Session: id}})
 		var refused *TxnError

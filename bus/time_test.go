@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/bus/local"
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // bubble is a mesh in fake time, on the real embedded store.
@@ -128,23 +130,54 @@ func (g *gw) facts(id string) bus.Facts {
 // An idle gateway writes its heartbeat and nothing else: three times a minute, whatever the
 // number of its agents. ARCHITECTURE.md and `gatemesh bench` state the same number.
 func TestIdleWrites(t *testing.T) {
-	inBubble(t, func(b *bubble) {
-		g := b.gateway("jerry", nil)
-		for i := range 5 {
-			b.serve(g, bus.AgentSpec{ID: fmt.Sprintf("agent-%d", i), Capabilities: []string{"x"}}, func(context.Context, *bus.Incoming) error { return nil })
+	for name, signed := range map[string]bool{"open": false, "signed": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(b *bubble) { idleWrites(b, signed) })
+		})
+	}
+}
+
+func idleWrites(b *bubble, signed bool) {
+	g := b.gateway("jerry", func(c *bus.Config) {
+		if signed {
+			b.trustIn(c)
 		}
-		id := b.send(g, "agent-1", "settle", nil)
-		b.pass(2 * time.Minute)
-		if !g.facts(id).Acked {
-			b.Fatal("not acked")
-		}
-		g.store.ResetCounts()
-		b.pass(10 * time.Minute)
-		if got := g.store.Writes(); got != 30 {
-			b.Errorf("%d writes in ten idle minutes, want 30", got)
-		}
-		b.stop(g)
 	})
+	for i := range 5 {
+		b.serve(g, bus.AgentSpec{ID: fmt.Sprintf("agent-%d", i), Capabilities: []string{"x"}}, func(context.Context, *bus.Incoming) error { return nil })
+	}
+	id := b.send(g, "agent-1", "settle", nil)
+	b.pass(2 * time.Minute)
+	if !g.facts(id).Acked {
+		b.Fatal("not acked")
+	}
+	g.store.ResetCounts()
+	b.pass(10 * time.Minute)
+	if got := g.store.Writes(); got != 30 {
+		b.Errorf("%d writes in ten idle minutes, want 30", got)
+	}
+	b.stop(g)
+}
+
+// trustIn makes an operator's mesh of the gateway alone, and puts its trust set into the store.
+func (b *bubble) trustIn(c *bus.Config) {
+	b.Helper()
+	operator, key := trust.NewKey(), trust.NewKey()
+	set := &trust.Set{
+		Mesh: "m", Version: 1, IssuedAt: envelope.At(time.Now()), Operators: []string{trust.EncodePublic(operator.Public())}, Revoked: []trust.Revocation{},
+		Gateways: []trust.Member{{Name: c.Gateway, Agents: []string{"*"}, Keys: []trust.MemberKey{{Public: trust.EncodePublic(key.Public())}}}},
+	}
+	raw, err := trust.SignSet(set, operator)
+	if err == nil {
+		_, err = c.Store.Txn(b.Context(), []bus.Op{{Verb: bus.OpSet, Key: trust.SetKey, Value: raw}})
+	}
+	if err == nil {
+		c.Anchor, err = trust.OpenAnchor("", "m", []ed25519.PublicKey{operator.Public()})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	c.Signer, c.Trust = &trust.Signer{Mesh: "m", Gateway: c.Gateway, Key: key}, trust.NewVerifier("m", false)
 }
 
 func TestRetryTimes(t *testing.T) {

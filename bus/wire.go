@@ -2,12 +2,14 @@ package bus
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // bell is the value of a lane's bell key: the newest entry's number, and the entry
@@ -15,8 +17,12 @@ import (
 type bell struct {
 	Seq uint64 `json:"seq"`
 	// Count is the number of envelopes ever put into the lane.
-	Count uint64          `json:"count"`
-	Entry json.RawMessage `json:"entry,omitempty"`
+	Count uint64 `json:"count"`
+	// Items, Root and Signed are those of the entry that the bell names, when it is in a slot.
+	Items  int             `json:"items,omitempty"`
+	Root   []byte          `json:"root,omitempty"`
+	Signed json.RawMessage `json:"signed,omitempty"`
+	Entry  json.RawMessage `json:"entry,omitempty"`
 }
 
 // entry is what one write adds to a lane.
@@ -24,13 +30,18 @@ type entry struct {
 	Seq   uint64        `json:"seq"`
 	Count uint64        `json:"count"`
 	At    envelope.Time `json:"at"`
-	Items []item        `json:"items"`
+	// Signed is one signature over everything else.
+	Signed json.RawMessage `json:"signed,omitempty"`
+	Items  []item          `json:"items"`
 }
 
 // item is one envelope in a lane with what its path added.
 type item struct {
 	Envelope json.RawMessage `json:"envelope"`
 	itemMeta
+	// tail is what stood behind the envelope, as it was signed; loose: the entry was not in the form that is signed.
+	tail  []byte
+	loose bool
 }
 
 // itemMeta is not under the sender's signature: whoever passes the envelope on adds to it.
@@ -42,6 +53,8 @@ type itemMeta struct {
 	For string `json:"for,omitempty"`
 	// Spent is what those who passed it on took off its budget.
 	Spent *envelope.Spent `json:"spent,omitempty"`
+	// Proof shows that its source sent it, when that is not who passes it on.
+	Proof json.RawMessage `json:"proof,omitempty"`
 }
 
 // receipt is one fact about some messages that it became true of at the same time. The last
@@ -79,6 +92,9 @@ func decodeEntry(raw []byte) (entry, error) {
 	}
 	var e entry
 	err := json.Unmarshal(raw, &e)
+	for i := range e.Items {
+		e.Items[i].loose = true
+	}
 	return e, err
 }
 
@@ -100,7 +116,7 @@ func cutEntry(raw []byte) (e entry, ok bool) {
 		if m < 0 {
 			return e, false
 		}
-		it := item{Envelope: env[:m:m]}
+		it := item{Envelope: env[:m:m], tail: env[m : len(env)-1]}
 		if tail := env[m:]; len(tail) > 1 && (tail[0] != ',' || json.Unmarshal(append([]byte{'{'}, tail[1:]...), &it) != nil) {
 			return e, false
 		}
@@ -161,6 +177,8 @@ type pendingRecord struct {
 	Asked []string `json:"asked,omitempty"`
 	// Run is where a task is worked on.
 	Run *taskRun `json:"run,omitempty"`
+	// Proof shows that its source sent it.
+	Proof json.RawMessage `json:"proof,omitempty"`
 }
 
 // decodePending reads a pending record and the message in it; a missing one is an error too.
@@ -182,6 +200,8 @@ type deadRecord struct {
 	Raw      string          `json:"raw,omitempty"`
 	// From is the lane it came by.
 	From string `json:"from"`
+	// Proof shows that its source sent it.
+	Proof json.RawMessage `json:"proof,omitempty"`
 }
 
 // resultRecord is the answer to a question that was asked through the API.
@@ -205,7 +225,7 @@ func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
 	b := make([]byte, 0, len(s.Canonical())+32)
 	b = append(b, `{"envelope":`...)
 	b = append(b, s.Canonical()...)
-	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil {
+	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil || len(meta.Proof) > 0 {
 		b = append(b, ',')
 		return append(b, mustEncode(meta)[1:]...)
 	}
@@ -221,7 +241,12 @@ func (r receipt) joins(o receipt) bool {
 // encodeEntry joins items that are encoded already: they are big and many, and
 // encoding them again would be most of the sender's work.
 func encodeEntry(seq, count uint64, at envelope.Time, items [][]byte) []byte {
-	n := 96
+	return encodeSigned(seq, count, at, nil, items)
+}
+
+// encodeSigned is encodeEntry with the signature, if there is one.
+func encodeSigned(seq, count uint64, at envelope.Time, h *signedHead, items [][]byte) []byte {
+	n := 96 + 320
 	for _, it := range items {
 		n += len(it) + 1
 	}
@@ -232,13 +257,18 @@ func encodeEntry(seq, count uint64, at envelope.Time, items [][]byte) []byte {
 	b = strconv.AppendUint(b, count, 10)
 	b = append(b, `,"at":`...)
 	b = append(b, mustEncode(at)...)
+	if h != nil {
+		b = append(b, `,"signed":`...)
+		b = trust.AppendStamp(b, &h.stamp)
+	}
 	b = append(b, `,"items":[`...)
 	b = append(b, bytes.Join(items, []byte(","))...)
 	return append(b, `]}`...)
 }
 
-func encodeBell(seq, count uint64, inline []byte) []byte {
-	b := make([]byte, 0, 64+len(inline))
+// encodeBell is the bell of an entry: with the entry in it, or with the head of one that is in its slot.
+func encodeBell(seq, count uint64, inline []byte, h *signedHead) []byte {
+	b := make([]byte, 0, 64+320+len(inline))
 	b = append(b, `{"seq":`...)
 	b = strconv.AppendUint(b, seq, 10)
 	b = append(b, `,"count":`...)
@@ -246,6 +276,13 @@ func encodeBell(seq, count uint64, inline []byte) []byte {
 	if inline != nil {
 		b = append(b, `,"entry":`...)
 		b = append(b, inline...)
+	} else if h != nil {
+		b = append(b, `,"items":`...)
+		b = strconv.AppendInt(b, int64(h.Items), 10)
+		b = append(b, `,"root":"`...)
+		b = base64.StdEncoding.AppendEncode(b, h.Root[:])
+		b = append(b, `","signed":`...)
+		b = trust.AppendStamp(b, &h.stamp)
 	}
 	return append(b, '}')
 }

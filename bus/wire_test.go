@@ -82,7 +82,7 @@ func TestEntryRoundTrip(t *testing.T) {
 			t.Errorf("bytes changed: %v\n%s\n%s", err, rec.Envelope, s.Canonical())
 		}
 	}
-	if strings.Contains(string(encodeBell(1, 2, nil)), "entry") {
+	if strings.Contains(string(encodeBell(1, 2, nil, nil)), "entry") {
 		t.Error("a bare bell has no entry")
 	}
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // unit is what must be written together or not at all.
@@ -33,6 +35,8 @@ type unit struct {
 	sweep  string
 	load   bool
 	beyond []uint64
+	// mend names a lane whose bell is to be put back if it is not what this gateway wrote.
+	mend string
 
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.
@@ -49,7 +53,13 @@ func (u *unit) send(x outgoing) {
 	if x.forward != nil {
 		to, meta.For, meta.Spent = x.forward.to, x.forward.to, x.forward.spent
 	}
-	u.sends = append(u.sends, laneItem{to: to, s: x.s, item: encodeItem(x.s, meta)})
+	if x.proof != nil {
+		meta.Proof = x.proof
+	}
+	it := laneItem{to: to, s: x.s, item: encodeItem(x.s, meta)}
+	// Here and not in the writer: hashing is most of what a signature costs, and there is one writer.
+	it.leaf = itemLeaf(x.s.Canonical(), it.item)
+	u.sends = append(u.sends, it)
 }
 
 // laneItem is one message on its way into a lane.
@@ -57,6 +67,7 @@ type laneItem struct {
 	to   string
 	s    *envelope.Sealed
 	item []byte
+	leaf trust.Hash
 }
 
 func (u *unit) finish(err error) {
@@ -444,7 +455,7 @@ func (w *writer) refused(ctx context.Context, p *plan, e *TxnError, tries []*pla
 		batch = drop(batch, func(u *unit) bool { return u.owner == ib }, ErrDeposed)
 	}
 	for _, lw := range p.lanes {
-		if e.Refused(lw.op) {
+		if e.Refused(lw.op) && !w.keepLane(ctx, lw.lane) {
 			w.used[lw.lane.to] = lw.lane.seq
 			delete(w.lanes, lw.lane.to) // read again by the next build
 		}
@@ -474,6 +485,35 @@ func (w *writer) refused(ctx context.Context, p *plan, e *TxnError, tries []*pla
 		}
 	}
 	return batch
+}
+
+// keepLane reports whether the bell that stands where this lane's should is somebody else's work: one that this gateway did
+// not sign, or an older one. Then what this process knows goes on to count, and the next write goes over it.
+func (w *writer) keepLane(ctx context.Context, l *lane) bool {
+	if !w.b.enforced() || l.value == nil {
+		return false
+	}
+	p, err := w.b.store.Get(ctx, bellKey(l.to, w.b.cfg.Gateway))
+	if err != nil {
+		return false
+	}
+	if p == nil {
+		l.index = 0
+		return true
+	}
+	var bl bell
+	if err := json.Unmarshal(p.Value, &bl); err == nil {
+		if _, err = w.b.checkBell(w.b.cfg.Gateway, l.to, &bl); err == nil && bl.Seq >= l.seq && !bytes.Equal(p.Value, l.value) {
+			return false // our own, newer: a try that was lost
+		} else if err == nil {
+			err = &trust.Refusal{Reason: trust.Replay, Gateway: w.b.cfg.Gateway, Detail: fmt.Sprintf("bell %d, and %d was written", bl.Seq, l.seq)}
+		}
+		if !bytes.Equal(p.Value, l.value) {
+			w.b.refuse(p.Key, p.Value, err, "@"+w.b.cfg.Gateway, l.to)
+		}
+	}
+	l.index = p.ModifyIndex
+	return true
 }
 
 // giveUp takes out the units whose callers no longer wait.

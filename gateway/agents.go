@@ -177,6 +177,9 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		}
 	}
 	g.last = cfg
+	if len(changed) > 0 {
+		g.audit.order(auditOrder{What: "reload", Keys: changed})
+	}
 	g.log.Info("configuration reloaded", "changed", strings.Join(changed, ", "), "after_restart", strings.Join(needRestart, ", "))
 	return changed, needRestart, nil
 }

@@ -69,6 +69,7 @@ func (g *Gateway) handler() http.Handler {
 		default:
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 			mux.ServeHTTP(rec, r)
+			g.audited(r, rec.status())
 		}
 	})
 }
@@ -228,6 +229,7 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 		s.Ready, s.Reason = false, err.Error()
 	}
 	s.Streams, _ = g.hub.stats()
+	s.Key, s.Trust, s.TrustVersion = g.identity.state()
 	if b := g.bus.Load(); b != nil {
 		for _, o := range b.Owners() {
 			if o.Gateway == g.name && o.Agent != g.name {

@@ -158,6 +158,11 @@ type StatusResponse struct {
 	Owned []string `json:"owned"`
 	// Streams is the number of clients on /v1/events.
 	Streams int `json:"streams"`
+	// Key is the id of this gateway's key. Trust says whose signatures count: open (whoever can write the store is believed),
+	// waiting (nobody is, until a trust set is seen) or enforced, by the version TrustVersion.
+	Key          string `json:"key"`
+	Trust        string `json:"trust"`
+	TrustVersion uint64 `json:"trust_version,omitempty"`
 	// Caller is the token of who asks, and Role what it may do.
 	Caller string `json:"caller,omitempty"`
 	Role   string `json:"role"`
@@ -251,6 +256,7 @@ const (
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
+	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which
 	CodeTimeout          = "timeout"            // 504: the store did not answer in time

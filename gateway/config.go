@@ -70,6 +70,22 @@ type MeshConfig struct {
 	Policy            PolicyConfig  `json:"policy" cfg:"live" doc:"Which agent may ask what of the agents here, when it asks from another gateway."`
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
+
+	Identity IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
+	Trust    TrustConfig    `json:"trust" doc:"Whose signatures count."`
+	Audit    AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
+}
+
+// IdentityConfig is the key that the gateway signs with.
+type IdentityConfig struct {
+	KeyFile string `json:"keyFile" doc:"File with this gateway's Ed25519 key (PKCS #8 as PEM, or its seed in base64), mode 0600. Empty: the key itself in GATEMESH_GATEWAY_KEY, else identity.key in mesh.dataDir, made on the first start."`
+}
+
+// TrustConfig is whose signatures count.
+type TrustConfig struct {
+	Mode         string   `json:"mode" def:"open" enum:"open|enforce" doc:"open: what is unsigned is taken until a trust set of a known operator was seen, from then on refused. enforce: refused from the start; nothing goes without a trust set."`
+	OperatorKeys []string `json:"operatorKeys" doc:"Public keys of the operators that may sign the first trust set (gatemesh trust init prints one). What was seen is kept in mesh.dataDir and counts from then on. Empty: that of the enrolment token, else the mesh stays open."`
+	EnrollToken  string   `json:"enrollToken" cfg:"secret" doc:"One-time token that lets this gateway join (gatemesh trust enroll makes it). Empty: GATEMESH_ENROLL_TOKEN, else the operator approves the request by its key."`
 }
 
 // ConsulConfig is how to reach Consul. What is empty comes from CONSUL_HTTP_ADDR,

@@ -15,6 +15,13 @@ import (
 // gateway.auth.tokens they would make an operator of whatever token the shell has for its client.
 var cfgTokenVariables = []string{"OPENCLAW_GATEWAY_TOKEN", "GATEMESH_TOKEN"}
 
+// The variables that hold an enrolment token and a gateway's key. The key is read when it is needed, and never becomes part
+// of a Config.
+const (
+	cfgEnrollVariable = "GATEMESH_ENROLL_TOKEN"
+	keyVariable       = "GATEMESH_GATEWAY_KEY"
+)
+
 // Normalize fills in what was left out: defaults, the token from the environment, the
 // names and paths that depend on each other, agents.defaults into every agent, all
 // agents into Agents.List, and what a queue takes over from its agent. It never changes what was said, and doing it twice changes
@@ -36,6 +43,11 @@ func (c *Config) Normalize() {
 		m.DataDir = "~/.gatemesh/" + m.Gateway
 	}
 	m.DataDir = cfgExpandHome(m.DataDir, c.source.env)
+	m.Identity.KeyFile = cfgExpandHome(m.Identity.KeyFile, c.source.env)
+	if value, _ := c.source.env(cfgEnrollVariable); m.Trust.EnrollToken == "" && value != "" {
+		m.Trust.EnrollToken = value
+		c.source.origins["mesh.trust.enrollToken"] = Origin{Kind: OriginEnv, Name: cfgEnrollVariable, Vars: []string{cfgEnrollVariable}}
+	}
 
 	auth := &c.Gateway.Auth
 	for _, name := range cfgTokenVariables {

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 var cfgIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
@@ -172,6 +174,18 @@ func (v *configValidator) mesh() {
 	}
 	if m.Store == "local" && strings.HasPrefix(m.DataDir, "~") {
 		v.errorf("mesh.dataDir", "only a leading ~/ with a known home directory is expanded")
+	}
+	for i, text := range m.Trust.OperatorKeys {
+		if _, err := trust.ParsePublic(text); err != nil {
+			v.errorf(fmt.Sprintf("mesh.trust.operatorKeys[%d]", i), "%v (gatemesh trust init prints it)", err)
+		}
+	}
+	if m.Trust.EnrollToken != "" {
+		if t, err := trust.ParseToken(m.Trust.EnrollToken); err != nil {
+			v.errorf("mesh.trust.enrollToken", "%v", err)
+		} else if t.Gateway != m.Gateway {
+			v.errorf("mesh.trust.enrollToken", "is for the gateway %q; this one is %q", t.Gateway, m.Gateway)
+		}
 	}
 	var wrong *policyError
 	if _, err := NewPolicy(m.Policy, m.Gateway); errors.As(err, &wrong) {

@@ -49,6 +49,8 @@ func (g *Gateway) connect(ctx context.Context) error {
 		Authorize: g.policy.authorize,
 		Retry:     bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
 	}
+	cfg.Signer, cfg.Trust, cfg.Anchor, cfg.JoinToken = g.identity.signer, g.identity.verifier, g.identity.anchor, g.identity.token
+	cfg.Marks = g.identity.marks
 	if check != "" {
 		cfg.SessionChecks = []string{check}
 	}

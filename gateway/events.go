@@ -7,7 +7,7 @@ import (
 	"github.com/gatemesh/gatemesh/bus"
 )
 
-// observe is the one path of events: metrics, log, stream. It is called from the bus's own
+// observe is the one path of events: metrics, log, stream, audit log. It is called from the bus's own
 // goroutines and does not wait for anybody. b may be nil.
 func (g *Gateway) observe(b *bus.Bus, ev bus.Event) {
 	if ev.Event == bus.EventReplied && b != nil {
@@ -19,6 +19,7 @@ func (g *Gateway) observe(b *bus.Bus, ev bus.Event) {
 	g.metrics.observe(ev)
 	g.logEvent(ev)
 	g.hub.publish(ev)
+	g.audit.event(ev)
 }
 
 // maxEventText bounds the text of an event, in bytes.
@@ -51,6 +52,9 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	if g.log.GetLevel() > level && g.log.GetLevel() != hclog.NoLevel {
 		return
 	}
+	if ev.Event == bus.EventRefused && !g.refusals.Allow() {
+		return // counted, streamed, and too many to write down: whoever floods the store must not flood the disk
+	}
 	kv := []any{}
 	add := func(key, value string) {
 		if value != "" {
@@ -64,6 +68,8 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	add("state", string(ev.State))
 	add("class", string(ev.Class))
 	add("reason", ev.Reason)
+	add("refusal", ev.Refusal)
+	add("key", ev.Key)
 	add("by", ev.By)
 	if ev.Attempt > 1 {
 		kv = append(kv, "attempt", ev.Attempt)

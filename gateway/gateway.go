@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -33,6 +34,9 @@ type Deps struct {
 	Version string
 	// Listener is used instead of gateway.bind and gateway.port; Start takes it over.
 	Listener net.Listener
+	// StateDir is where the gateway keeps its key and the trust set that it has seen. Empty: nowhere, so it is somebody else
+	// after each start.
+	StateDir string
 	// FailFast makes Start fail when the store cannot be reached, instead of going on trying.
 	FailFast bool
 	// DrainGrace is how long handlers may go on when the gateway stops. 0: 5 s.
@@ -58,6 +62,12 @@ type Gateway struct {
 
 	cert   *certificate // nil: no TLS
 	limits limits
+
+	identity *identity
+	// refusals bounds the log of what was refused.
+	refusals *rate.Limiter
+	// audit is nil until Start, and then when there is no audit log.
+	audit *auditLog
 
 	// bus is nil until the store was reached.
 	bus    atomic.Pointer[bus.Bus]
@@ -126,6 +136,10 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	if g.cert, err = newCertificate(cfg.Gateway.TLS, g.log); err != nil {
 		return nil, err
 	}
+	if g.identity, err = openIdentity(cfg, deps.StateDir); err != nil {
+		return nil, err
+	}
+	g.refusals = rate.NewLimiter(1, 20)
 	g.settings.Store(settingsOf(cfg))
 	if err := g.policy.set(cfg); err != nil {
 		return nil, err
@@ -159,6 +173,10 @@ func (g *Gateway) Start(ctx context.Context) error {
 		g.mu.Unlock()
 		return err
 	}
+	if err := g.openAudit(); err != nil {
+		g.mu.Unlock()
+		return errors.Join(err, g.listener.Close())
+	}
 	g.started, g.began = true, time.Now()
 	g.serve()
 	g.steps = append(g.steps, step{"bus", g.stopBus})
@@ -178,7 +196,8 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
-		"agents", strings.Join(agents, ","), "version", g.deps.Version, "tls", g.cert != nil, "token", !g.guard.Load().open)
+		"agents", strings.Join(agents, ","), "version", g.deps.Version, "tls", g.cert != nil, "token", !g.guard.Load().open,
+		"key", g.identity.signer.Key.ID(), "trust", g.identity.describe())
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 const (
@@ -40,7 +42,7 @@ type metrics struct {
 
 	messages                  *prometheus.CounterVec
 	delivery, ack, reply      prometheus.Histogram
-	deadLetters               *prometheus.CounterVec
+	deadLetters, refused      *prometheus.CounterVec
 	retries                   prometheus.Counter
 	owned, store              prometheus.Gauge
 	requests                  *prometheus.CounterVec
@@ -65,6 +67,7 @@ func newMetrics(g *Gateway, version string) *metrics {
 		ack:         histogram("gatemesh_ack_seconds", "From making a message to its recorded end, seen by the agent's gateway."),
 		reply:       histogram("gatemesh_reply_seconds", "From making a question to its answer, seen by the asking gateway."),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_dead_letters_total", Help: "Messages given up, by class."}, []string{"class"}),
+		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_refused_total", Help: "Things in the store that were not believed, by reason."}, []string{"reason"}),
 		retries:     prometheus.NewCounter(prometheus.CounterOpts{Name: "gatemesh_retries_total", Help: "Attempts that will be repeated."}),
 		owned:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_owned_agents", Help: "Agents whose inboxes this gateway drains."}),
 		store:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_store_up", Help: "1 while the store answers, else 0."}),
@@ -86,7 +89,7 @@ func newMetrics(g *Gateway, version string) *metrics {
 	for _, r := range deniedReasons {
 		m.denied.WithLabelValues(r)
 	}
-	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.retries, m.owned, m.store, m.requests,
+	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.refused, m.retries, m.owned, m.store, m.requests,
 		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -110,6 +113,8 @@ func (m *metrics) observe(ev bus.Event) {
 		m.reply.Observe(seconds)
 	case bus.EventDeadLetter:
 		m.deadLetters.WithLabelValues(string(ev.Class)).Inc()
+	case bus.EventRefused:
+		m.refused.WithLabelValues(cmp.Or(ev.Refusal, string(trust.Malformed))).Inc()
 	case bus.EventRetry:
 		m.retries.Inc()
 	case bus.EventOwned, bus.EventReleased, bus.EventDeposed:

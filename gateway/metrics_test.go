@@ -23,6 +23,7 @@ func TestMetricsTable(t *testing.T) {
 	n := startNode(t, parseNode(t, "lone", nil, "", echoAgent("bobby")), Deps{Store: newStore(t)})
 	n.ask("bobby", "x")
 	n.metrics.observe(bus.Event{Event: bus.EventDeadLetter, Class: envelope.ClassExpired}) // so that every label shows
+	n.metrics.observe(bus.Event{Event: bus.EventRefused})
 
 	families, err := n.metrics.registry.Gather()
 	if err != nil {

@@ -135,6 +135,7 @@ locals {
     {{ with secret "${var.secret_path != "" ? var.secret_path : "kv/data/openclaw"}" }}{{ with .Data.data }}
     {{ with .gateway_token }}OPENCLAW_GATEWAY_TOKEN={{ . }}{{ end }}
     {{ with .nomad_token }}NOMAD_TOKEN={{ . }}{{ end }}
+    {{ with index . (printf "gateway_key_%s" (env "NODE")) }}GATEMESH_GATEWAY_KEY={{ . }}{{ end }}
     {{ end }}{{ end }}
   EOT
 
@@ -142,6 +143,7 @@ locals {
     {{ with nomadVar "${var.secret_path != "" ? var.secret_path : "nomad/jobs/gatemesh"}" }}
     {{ with .gateway_token }}OPENCLAW_GATEWAY_TOKEN={{ . }}{{ end }}
     {{ with .nomad_token }}NOMAD_TOKEN={{ . }}{{ end }}
+    {{ with (index . (printf "gateway_key_%s" (env "NODE"))).Value }}GATEMESH_GATEWAY_KEY={{ . }}{{ end }}
     {{ end }}
   EOT
 }

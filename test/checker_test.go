@@ -22,6 +22,13 @@ func TestCheckImport(t *testing.T) {
 		{"agent/infra/infra.go", module + "/agent", ""},
 		{"agent/infra/infra.go", module + "/bus", ""},
 
+		{"bus/bus.go", module + "/envelope/trust", ""},
+		{"bus/consul/store.go", module + "/envelope/trust", ""},
+		{"gateway/gateway.go", module + "/envelope/trust", ""},
+		{"envelope/trust/set.go", module + "/envelope", ""},
+
+		{"envelope/codec.go", module + "/envelope/trust", "must not know the children"},
+		{"envelope/trust/set.go", module + "/bus", "stands left of"},
 		{"envelope/codec.go", module + "/bus", "stands left of"},
 		{"bus/bus.go", module + "/agent", "stands left of"},
 		{"agent/agent.go", module + "/gateway", "stands left of"},

@@ -180,6 +180,7 @@ func TestNomadSecrets(t *testing.T) {
 			{map[string]any{"gateway_token": "g", "consul_token": "c", "nomad_token": "n"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "NOMAD_TOKEN=n", "c"}},
 			{map[string]any{"gateway_token": "g", "consul_token": "c", "consul_token_jerry-1": "j"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "j"}},
 			{map[string]any{"gateway_token": "g"}, []string{"OPENCLAW_GATEWAY_TOKEN=g"}},
+			{map[string]any{"gateway_token": "g", "gateway_key_jerry-1": "k", "gateway_key_bobby-1": "b"}, []string{"OPENCLAW_GATEWAY_TOKEN=g", "GATEMESH_GATEWAY_KEY=k"}},
 		} {
 			asked, got := "", ""
 			for _, tmpl := range readJob(t, "secret_source="+source).TaskGroups[0].Tasks[0].Templates[1:] {
@@ -278,7 +279,7 @@ func commandLines(page string) []string {
 var bareWord = regexp.MustCompile(`^[a-z][a-z-]*$`)
 
 // takesName are the commands whose next word is somebody's name and no subcommand.
-var takesName = []string{"gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
+var takesName = []string{"gatemesh trust approve", "gatemesh trust enroll", "gatemesh trust revoke", "gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
 
 // subcommand is the words that name a command: up to the first flag, name or file.
 func subcommand(words []string) []string {

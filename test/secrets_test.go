@@ -33,6 +33,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // A canary is a secret that can be found again. Those of one run share nothing with each other.
@@ -132,12 +134,21 @@ func TestSecretsCanary(t *testing.T) {
 	}
 	env = append(env, "CONSUL_HTTP_AUTH=user:"+f.hatch("variable CONSUL_HTTP_AUTH"))
 	nomadToken := f.hatch("runner.nomad.token")
+	// These two have a form of their own, or the gateway does not start.
+	enroll := trust.NewToken("lone", time.Now().Add(time.Hour), trust.NewKey().Public()).Secret()
+	f.canaries = append(f.canaries, canary{"mesh.trust.enrollToken", enroll[strings.LastIndexByte(enroll, '.')+1:]})
+	seed := make([]byte, 32)
+	if _, err := rand.Read(seed); err != nil {
+		t.Fatal(err)
+	}
+	f.canaries = append(f.canaries, canary{"variable GATEMESH_GATEWAY_KEY", base64.StdEncoding.EncodeToString(seed)})
+	env = append(env, "GATEMESH_GATEWAY_KEY="+base64.StdEncoding.EncodeToString(seed))
 	entry := func(name, role, token, more string) string {
 		h := sha256.Sum256([]byte(token))
 		return fmt.Sprintf("{ name: %q, role: %q, sha256: %q%s }", name, role, hex.EncodeToString(h[:]), more)
 	}
 	config := fmt.Sprintf(`{
-  mesh: { gateway: "lone", store: "local", dataDir: %q, log: { level: "debug", json: true }, consul: { token: %q } },
+  mesh: { gateway: "lone", store: "local", dataDir: %q, log: { level: "debug", json: true }, consul: { token: %q }, trust: { enrollToken: %q } },
   gateway: {
     port: 0, tls: { enabled: true, certPath: %q, keyPath: %q },
     auth: { token: "${GW_SECRET}", password: %q, tokens: [ %s, %s ], rateLimit: { maxAttempts: 1000 } },
@@ -152,7 +163,7 @@ func TestSecretsCanary(t *testing.T) {
     { id: "checks", capabilities: ["infra.check"], runner: { kind: "checks", checks: ["nomad"], nomad: { address: %q, token: %q } } },
   ] },
 }
-`, filepath.Join(dir, "data"), f.hatch("mesh.consul.token"), cert, key, f.hatch("gateway.auth.password"),
+`, filepath.Join(dir, "data"), f.hatch("mesh.consul.token"), enroll, cert, key, f.hatch("gateway.auth.password"),
 		entry("viewer", "read", reader, ""), entry("gone", "operate", gone, `, expires: "2020-01-01T00:00:00Z"`), f.hatch("gateway.http.headers"),
 		f.hatch("env.FREE"), f.hatch("env.vars.ALSO"), f.hatch("models apiKey"), f.hatch("a password in a URL"), f.hatch("channels.slack.botToken"), f.hatch("channels.slack.appToken"),
 		f.hatch("mcp env"), f.hatch("mcp clientSecret"), f.hatch("runner.options.token"), nomad.URL, nomadToken)

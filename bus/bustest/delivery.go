@@ -23,10 +23,19 @@ const longest = 30 * time.Second
 // implementation. open returns a new client of one and the same store at each call; the
 // suite uses names of its own in every subtest, so the store may be shared.
 func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
-	deliver(t, func(t *testing.T) func(string) bus.Store {
+	deliver(t, asAnybody(open), false)
+}
+
+// SignedDelivery is [Delivery] in a mesh whose gateways sign, and believe nothing else.
+func SignedDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
+	deliver(t, asAnybody(open), true)
+}
+
+func asAnybody(open func(t *testing.T) func() bus.Store) func(t *testing.T) func(string) bus.Store {
+	return func(t *testing.T) func(string) bus.Store {
 		o := open(t)
 		return func(string) bus.Store { return o() }
-	})
+	}
 }
 
 // DeliveryAs is [Delivery] on a store with access rules: open returns a client with the rights of a gateway of
@@ -38,14 +47,17 @@ func DeliveryAs(t *testing.T, open func(t *testing.T) func(mesh bus.Topology, ga
 			_, tag, _ := strings.Cut(gateway, "-")
 			return o(tagged(mayDo, tag), gateway)
 		}
-	})
+	}, false)
 }
 
-func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store) {
-	for _, tc := range []struct {
-		name string
-		run  func(*world)
-	}{
+// contract is a part of the suite.
+type contract struct {
+	name string
+	run  func(*world)
+}
+
+func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store, signed bool) {
+	parts := []contract{
 		{"SendAckReply", sendAckReply},
 		{"AskSurvivesItsHandler", askSurvives},
 		{"OrderWithinConversation", order},
@@ -77,10 +89,17 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"DelayedSurvivesItsOwner", delayed},
 		{"SharedState", sharedState},
 		{"TaskQueues", queues},
-	} {
+	}
+	if signed {
+		parts = append(parts, attacks...)
+	}
+	for _, tc := range parts {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
 			_, w.slow = w.open("").(bus.Registrar)
+			if signed {
+				w.trust = newTrusted(w.tag)
+			}
 			tc.run(w)
 		})
 	}

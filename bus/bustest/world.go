@@ -22,6 +22,8 @@ type world struct {
 	// slow: real servers; what is done for every call is done for some.
 	slow  bool
 	nodes []*node
+	// trust is set when the mesh believes signatures only.
+	trust *trusted
 }
 
 func (w *world) name(s string) string { return s + "-" + w.tag }
@@ -83,6 +85,9 @@ func (w *world) node(name string, opts ...option) *node {
 		Gateway: w.name(name), Store: n.store, URL: "http://" + name, Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Warn, Output: testWriter{w.T}}),
 		Observe: func(ev bus.Event) { n.events <- ev }, Heartbeat: time.Hour, DrainGrace: 100 * time.Millisecond,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 10 * time.Millisecond, Max: 20 * time.Millisecond},
+	}
+	if w.trust != nil {
+		w.trust.join(&cfg)
 	}
 	for _, o := range opts {
 		o(&cfg)

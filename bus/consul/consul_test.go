@@ -72,6 +72,12 @@ func TestOneServer(t *testing.T) {
 			}
 		})
 	})
+	t.Run("SignedDelivery", func(t *testing.T) {
+		bustest.SignedDelivery(t, func(t *testing.T) func() bus.Store {
+			// With all rights: what rules would refuse is what the signatures are there for.
+			return func() bus.Store { return open(t, Options{Address: c.Addr(0), Token: c.Token()}) }
+		})
+	})
 }
 
 // testTransactions: a Pair for every op, whatever the mix, also for the verbs to

@@ -42,7 +42,7 @@ func (d *demo) startLocal(ctx context.Context) error {
 			return err
 		}
 		// The store is closed once, after all three.
-		g, err := newNodeOn(shared{store}, cfg, log.Named(n.gateway), true)
+		g, err := newNodeOn(shared{store}, cfg, log.Named(n.gateway), true, "")
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,9 @@
 //	GATEMESH_CACERT         PEM file with the CA of its certificate, when the system does not know it
 //	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
 //	                        then ~/.openclaw/openclaw.json
+//	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file
+//	GATEMESH_ENROLL_TOKEN   the one-time token with which a gateway joins (mesh.trust.enrollToken)
+//	GATEMESH_OPERATOR_KEY_FILE  the operator's key (--operator-key), default ~/.config/gatemesh/operator.key
 //	CONSUL_*, NOMAD_*       as for their own tools: where the configuration says nothing
 //	GATEMESH_CONSUL_BIN     the Consul binary for demo --store consul
 //	NO_COLOR                no colours
@@ -64,13 +67,22 @@
 //	state record     {"id", "timestamp", "agent", "event"}
 //	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
-//	                  "owned": [], "streams", "caller"?, "role"}            gateway.StatusResponse
+//	                  "owned": [], "streams", "caller"?, "role", "key", "trust": "open"|"waiting"|"enforced",
+//	                  "trust_version"?}                                     gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
 //	acl policy       HCL, with --json too
 //	config show      the effective configuration, in the shape of the file
+//	trust list, init, approve, revoke, operator, publish, enroll
+//	                 {"mesh", "version", "issued_at", "signed_by": [ID], "operators": [KEY],
+//	                  "gateways": [{"gateway", "agents": [], "keys": [KEY]}],
+//	                  "revoked": [{"key", "gateway", "at"}]};
+//	                 KEY is {"key": ID, "public", "not_before"?, "not_after"?}
+//	trust enroll --new-token  {"gateway", "token", "expires", "agents": []}
+//	trust pending    [{"gateway", "key", "public", "agents": [], "at", "token": BOOL, "problem"?}]
+//	trust export     the signed set as it lies in the store
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
 //	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}
 //	token hash       {"sha256"}

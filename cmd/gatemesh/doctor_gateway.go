@@ -79,6 +79,7 @@ func (d *doctor) gateway(ctx context.Context) error {
 	if c.base.Scheme == "http" && !loopbackHost(c.base.Hostname()) {
 		d.warn("tls", "token and messages cross the network to "+c.base.Host+" readable", "set gateway.tls there and write https:// in GATEMESH_ADDR")
 	}
+	d.trust(st)
 	if st.Ready {
 		d.ok("ready", fmt.Sprintf("%s accepts messages; store: %s", st.Gateway, st.Store))
 	} else {
@@ -86,6 +87,20 @@ func (d *doctor) gateway(ctx context.Context) error {
 	}
 	d.mesh(ctx, c)
 	return nil
+}
+
+// trust says whether the mesh believes everybody.
+func (d *doctor) trust(st *gateway.StatusResponse) {
+	switch {
+	case st.Trust == gateway.TrustEnforced:
+		d.ok("trust", fmt.Sprintf("enforced, trust set %d; this gateway's key is %s", st.TrustVersion, st.Key))
+	case st.Trust == gateway.TrustWaiting:
+		d.fail("trust", "signatures are enforced, and no trust set is known: nothing is believed", "gatemesh trust init on the operator's machine, and its public key in mesh.trust.operatorKeys")
+	case strings.HasPrefix(st.Store, "file "):
+		d.ok("trust", "open: the store is this process's own")
+	default:
+		d.warn("trust", "the mesh is open: whoever can write the store is believed", "gatemesh trust init, then its public key in mesh.trust.operatorKeys of every gateway")
+	}
 }
 
 // firstClause is an error without what client.refused says of mending it.

@@ -23,7 +23,7 @@ func newNode(cfg *gateway.Config, log hclog.Logger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := newNodeOn(s, cfg, log, false)
+	n, err := newNodeOn(s, cfg, log, false, cfg.Mesh.DataDir)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -31,10 +31,11 @@ func newNode(cfg *gateway.Config, log hclog.Logger) (*node, error) {
 }
 
 // newNodeOn is newNode on a store that is open; stop closes it. With failFast a store
-// that cannot be reached is an error of the start, instead of something to wait for.
-func newNodeOn(s bus.Store, cfg *gateway.Config, log hclog.Logger, failFast bool) (*node, error) {
+// that cannot be reached is an error of the start, instead of something to wait for. state is where it keeps its key;
+// "" is nowhere.
+func newNodeOn(s bus.Store, cfg *gateway.Config, log hclog.Logger, failFast bool, state string) (*node, error) {
 	g, err := gateway.New(cfg, gateway.Deps{
-		Store: s, Runners: runners(cfg.Mesh.Consul), Logger: log, Version: buildVersion().Version, FailFast: failFast,
+		Store: s, Runners: runners(cfg.Mesh.Consul), Logger: log, Version: buildVersion().Version, FailFast: failFast, StateDir: state,
 	})
 	if err != nil {
 		// What New refuses is in the configuration: it touches nothing else.

@@ -70,6 +70,7 @@ key "openclaw/terms/billy" { policy = "write" } # inbox of billy: term
 key "openclaw/terms/billy-gateway" { policy = "write" } # inbox of billy-gateway: term
 key "openclaw/terms/bobby" { policy = "write" } # inbox of bobby: term
 key "openclaw/terms/jerry" { policy = "write" } # inbox of jerry: term
+key "openclaw/trust/requests/billy-gateway" { policy = "write" } # own request to join
 
 # Its locks hang from a session of its node, and from its service's check.
 session "billy" { policy = "write" }

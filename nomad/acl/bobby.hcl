@@ -58,6 +58,7 @@ key "openclaw/shared-state/recent-events" { policy = "write" } # shared state, b
 key "openclaw/terms/bobby" { policy = "write" } # inbox of bobby: term
 key "openclaw/terms/bobby-gateway" { policy = "write" } # inbox of bobby-gateway: term
 key "openclaw/terms/jerry" { policy = "write" } # inbox of jerry: term
+key "openclaw/trust/requests/bobby-gateway" { policy = "write" } # own request to join
 
 # Its locks hang from a session of its node, and from its service's check.
 session "bobby" { policy = "write" }

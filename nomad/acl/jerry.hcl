@@ -58,6 +58,7 @@ key "openclaw/shared-state/recent-events" { policy = "write" } # shared state, b
 key "openclaw/terms/bobby" { policy = "write" } # inbox of bobby: term
 key "openclaw/terms/jerry" { policy = "write" } # inbox of jerry: term
 key "openclaw/terms/jerry-gateway" { policy = "write" } # inbox of jerry-gateway: term
+key "openclaw/trust/requests/jerry-gateway" { policy = "write" } # own request to join
 
 # Its locks hang from a session of its node, and from its service's check.
 session "jerry" { policy = "write" }

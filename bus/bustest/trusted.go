@@ -1,0 +1,64 @@
+package bustest
+
+import (
+	"sync"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
+)
+
+// trusted is a mesh that believes signatures only: every node that joins gets a key, and into the set.
+type trusted struct {
+	mesh     string
+	verifier *trust.Verifier
+
+	mu   sync.Mutex
+	set  trust.Set
+	keys map[string]*trust.Key
+	// only are the agents of gateways that may not host any.
+	only map[string][]string
+}
+
+func newTrusted(mesh string) *trusted {
+	return &trusted{mesh: mesh, verifier: trust.NewVerifier(mesh, true), keys: map[string]*trust.Key{}, only: map[string][]string{}, set: trust.Set{Mesh: mesh}}
+}
+
+// join lets a gateway in; one that comes back has the key that it had.
+func (m *trusted) join(cfg *bus.Config) { cfg.Signer, cfg.Trust = m.signer(cfg.Gateway), m.verifier }
+
+// signer is the key of a gateway, let in when it was not: for any agent, or for those in only.
+func (m *trusted) signer(gateway string) *trust.Signer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.keys[gateway]
+	if k == nil {
+		k = trust.NewKey()
+		m.keys[gateway] = k
+		agents := m.only[gateway]
+		if agents == nil {
+			agents = []string{"*"}
+		}
+		next := trust.Set{Mesh: m.mesh, Version: m.set.Version + 1, Gateways: append([]trust.Member(nil), m.set.Gateways...), Revoked: m.set.Revoked}
+		next.Put(gateway, trust.MemberKey{Public: trust.EncodePublic(k.Public()), NotBefore: envelope.At(time.Unix(0, 0))}, agents)
+		m.set = next
+		m.verifier.Use(&next)
+	}
+	return &trust.Signer{Mesh: m.mesh, Gateway: gateway, Key: k}
+}
+
+// revoke takes a gateway's key out.
+func (m *trusted) revoke(gateway string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.set
+	next.Version++
+	next.Gateways = append([]trust.Member(nil), next.Gateways...)
+	for i := range next.Gateways {
+		next.Gateways[i].Keys = append([]trust.MemberKey(nil), next.Gateways[i].Keys...)
+	}
+	next.Revoke(gateway, "", time.Now())
+	m.set = next
+	m.verifier.Use(&next)
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // benchPayload is the size of every measured message's text, in bytes.
@@ -60,7 +61,14 @@ const (
 )
 
 // newBenchMesh starts the gateways; open makes a client of the store at a node's side.
-func newBenchMesh(ctx context.Context, open func(node int) (bus.Store, error)) (*benchMesh, error) {
+//
+// With a trust set everything is signed and judged, as in a mesh that is closed.
+func newBenchMesh(ctx context.Context, unsigned bool, open func(node int) (bus.Store, error)) (*benchMesh, error) {
+	signers, verifier, err := benchTrust("bench-jerry", "bench-bobby", "bench-billy")
+	if err != nil {
+		return nil, err
+	}
+
 	m := &benchMesh{delivered: map[string]chan time.Time{}, known: map[string]chan time.Time{}, release: make(chan struct{})}
 	client := func(node int) (bus.Store, error) {
 		s, err := open(node)
@@ -74,7 +82,11 @@ func newBenchMesh(ctx context.Context, open func(node int) (bus.Store, error)) (
 		if err != nil {
 			return nil, err
 		}
-		b, err := bus.New(bus.Config{Gateway: name, Store: countingStore{s, &m.writes}, Observe: observe, TTL: time.Hour, DrainGrace: time.Second})
+		cfg := bus.Config{Gateway: name, Store: countingStore{s, &m.writes}, Observe: observe, TTL: time.Hour, DrainGrace: time.Second}
+		if !unsigned {
+			cfg.Signer, cfg.Trust = signers[name], verifier
+		}
+		b, err := bus.New(cfg)
 		if err != nil {
 			return nil, err
 		}
@@ -85,7 +97,6 @@ func newBenchMesh(ctx context.Context, open func(node int) (bus.Store, error)) (
 		return b, nil
 	}
 	owned := make(chan struct{}, 8)
-	var err error
 	if m.near, err = client(0); err == nil {
 		m.far, err = client(1)
 	}
@@ -121,6 +132,32 @@ func newBenchMesh(ctx context.Context, open func(node int) (bus.Store, error)) (
 		}
 	}
 	return m, nil
+}
+
+// benchTrust is a mesh of gateways that may each host every agent.
+func benchTrust(gateways ...string) (map[string]*trust.Signer, *trust.Verifier, error) {
+	const mesh = "bench"
+	now := time.Now()
+	operator := trust.NewKey()
+	set := &trust.Set{Mesh: mesh, Version: 1, IssuedAt: envelope.At(now), Operators: []string{trust.EncodePublic(operator.Public())}, Revoked: []trust.Revocation{}}
+	signers := map[string]*trust.Signer{}
+	slices.Sort(gateways)
+	for _, name := range gateways {
+		key := trust.NewKey()
+		signers[name] = &trust.Signer{Mesh: mesh, Gateway: name, Key: key}
+		set.Gateways = append(set.Gateways, trust.Member{Name: name, Agents: []string{"*"},
+			Keys: []trust.MemberKey{{Public: trust.EncodePublic(key.Public()), NotBefore: envelope.At(now)}}})
+	}
+	raw, err := trust.SignSet(set, operator)
+	if err != nil {
+		return nil, nil, err
+	}
+	if set, _, err = trust.DecodeSet(raw); err != nil {
+		return nil, nil, err
+	}
+	v := trust.NewVerifier(mesh, true)
+	v.Use(set)
+	return signers, v, nil
 }
 
 func (m *benchMesh) close() {

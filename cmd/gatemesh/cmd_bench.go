@@ -73,6 +73,7 @@ type benchOptions struct {
 	proof    string
 	commit   string
 	short    bool
+	unsigned bool
 }
 
 func (a *app) benchCommand() *cobra.Command {
@@ -84,7 +85,7 @@ func (a *app) benchCommand() *cobra.Command {
 message takes to its handler and until its sender knows, how many a second are acked, and what
 10,000 and 100,000 waiting messages cost. The store's own floor (one plain write and
 the wake-up of a watch) and a naive bus (a key per message, list, delete) are measured in the same
-run: on a noisy machine believe the ratios. On three servers NATS JetStream with three replicas (--peer; skipped, and said
+run: on a noisy machine believe the ratios. Everything is signed and judged against a trust set (but with --unsigned). On three servers NATS JetStream with three replicas (--peer; skipped, and said
 so, when it is not built) is measured in turns with ours, with synced writes and as shipped: that comparison is
 reported and judges nothing.
 
@@ -103,6 +104,7 @@ at most 2 writes a message.`,
 	f.IntSliceVar(&o.backlogs, "backlog", []int{10000, 100000}, "how many wait in the inbox while it is measured again")
 	f.DurationVar(&o.idle, "idle", time.Minute, "how long idle gateways are watched for writes")
 	f.BoolVar(&o.short, "short", false, "a quick run that judges nothing")
+	f.BoolVar(&o.unsigned, "unsigned", false, "without signatures, to see what they cost")
 	f.StringVar(&o.peer, "peer", "bin/tools/jetstreambench", "the program that measures NATS JetStream (make nats builds it)")
 	f.StringVar(&o.proof, "proof", "", "write the figures to this file")
 	f.StringVar(&o.commit, "commit", "", "the commit to name in the figures")
@@ -241,7 +243,7 @@ func benchStore(ctx context.Context, name string, o benchOptions, say func(strin
 	default:
 		return nil, failf(exitUsage, "unknown store %q: want local, consul-1 or consul-3", name)
 	}
-	m, err := newBenchMesh(ctx, open)
+	m, err := newBenchMesh(ctx, o.unsigned, open)
 	if err != nil {
 		return nil, err
 	}

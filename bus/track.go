@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 
@@ -117,7 +118,12 @@ func (t *tracks) note(ev Event) {
 	if len(e.Events) >= maxTrackEvents {
 		e.Events = append(e.Events[:1], e.Events[2:]...)
 	}
-	e.Events = append(e.Events, ev)
+	if ev.Event == EventQueued && !slices.ContainsFunc(e.Events, func(x Event) bool { return x.Event == EventQueued }) {
+		// Where sender and owner are one gateway, the owner can be told of the write before the sender is.
+		e.Events = slices.Insert(e.Events, 0, ev)
+	} else {
+		e.Events = append(e.Events, ev)
+	}
 	switch ev.Event {
 	case EventQueued:
 		e.Facts.Accepted = true

@@ -133,25 +133,33 @@ func (a *app) send(ctx context.Context, f *sendFlags, args []string, answer bool
 	if f.all || strings.Contains(f.to, ",") {
 		return a.fanOut(ctx, f, args)
 	}
-	req, err := a.sendRequest(f, args)
+	res, wait, err := a.sendOne(ctx, f, args)
 	if err != nil {
 		return err
+	}
+	return a.showSent(res, f.wait, answer, wait)
+}
+
+// sendOne sends to one target and waits as the flags say; wait is how long that was to take at most.
+func (a *app) sendOne(ctx context.Context, f *sendFlags, args []string) (res *gateway.MessageStatus, wait time.Duration, err error) {
+	req, err := a.sendRequest(f, args)
+	if err != nil {
+		return nil, 0, err
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
 	c, err := a.client()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	wait := a.timeoutOr(callTimeout)
+	wait = a.timeoutOr(callTimeout)
 	if waits(f.wait) {
 		wait = a.timeoutOr(answerTimeout)
 	}
-	res, err := c.send(ctx, req, wait)
-	if err != nil {
-		return notKnown(err, req.ID)
+	if res, err = c.send(ctx, req, wait); err != nil {
+		return nil, 0, notKnown(err, req.ID)
 	}
-	return a.showSent(res, f.wait, answer, wait)
+	return res, wait, nil
 }
 
 func (a *app) sendRequest(f *sendFlags, args []string) (gateway.SendRequest, error) {

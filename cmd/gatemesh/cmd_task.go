@@ -96,26 +96,12 @@ func (a *app) addTask(ctx context.Context, f *sendFlags, args []string) error {
 	case f.uniqueFor != "" && f.unique == "":
 		return failf(exitUsage, "--unique-for needs --unique NAME")
 	}
-	req, err := a.sendRequest(f, args)
-	if err != nil {
-		return err
-	}
-	ctx, stop := interruptible(ctx)
-	defer stop()
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	wait := a.timeoutOr(callTimeout)
-	if waits(f.wait) {
-		wait = a.timeoutOr(answerTimeout)
-	}
-	res, err := c.send(ctx, req, wait)
+	res, wait, err := a.sendOne(ctx, f, args)
 	if hasCode(err, gateway.CodeUnknownAgent) {
 		return failf(exitUsage, "there is no queue %s (gatemesh task queues lists them)", f.to)
 	}
 	if err != nil {
-		return notKnown(err, req.ID)
+		return err
 	}
 	if of := duplicateOf(res); of != "" && !a.asJSON {
 		a.printer().printf("a duplicate of %s, which is not done again (gatemesh task show %s)\n", of, of)

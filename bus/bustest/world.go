@@ -162,6 +162,20 @@ func (n *node) send(o bus.Outgoing) *envelope.Sealed {
 	return s
 }
 
+// soon waits for what no event tells of.
+func (w *world) soon(what string, holds func() bool) {
+	w.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ctx := w.ctx(); !holds(); {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.Fatalf("in vain: %s", what)
+		}
+	}
+}
+
 func (n *node) until(id string, done func(bus.Track) bool) bus.Track {
 	n.w.Helper()
 	tr, err := n.Await(n.w.ctx(), id, done)

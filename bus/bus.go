@@ -341,6 +341,15 @@ func (b *Bus) storeDown(err error) {
 	b.emit(Event{Event: EventStoreDown, At: envelope.At(b.now()), Gateway: b.cfg.Gateway, Reason: err.Error()})
 }
 
+// outcomeUnknown is the error of a caller who waited in vain for a write, with what the store said last: that is what has to be
+// mended.
+func (b *Bus) outcomeUnknown(waited error) error {
+	if why := b.writer.ailment.Load(); why != nil {
+		return fmt.Errorf("%w: %w; the last word of the store: %w", ErrOutcomeUnknown, waited, *why)
+	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, waited)
+}
+
 func (b *Bus) storeUp() {
 	if b.down.Load() && b.down.Swap(false) {
 		b.session.verify() // it may have ended meanwhile

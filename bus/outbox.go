@@ -171,7 +171,7 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 	case err := <-done:
 		return all, err
 	case <-ctx.Done():
-		return all, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+		return all, b.outcomeUnknown(ctx.Err())
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -110,6 +111,9 @@ type writer struct {
 	limit *rate.Limiter
 	// used is the newest number of a lane that has to be read again.
 	used map[string]uint64
+
+	// ailment is why the last try failed; nil when it did not.
+	ailment atomic.Pointer[error]
 
 	mu      sync.Mutex
 	queue   []*unit
@@ -345,6 +349,7 @@ func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
 			var pairs []Pair
 			pairs, err = w.b.store.Txn(ctx, p.ops)
 			if err == nil {
+				w.ailment.Store(nil)
 				w.b.storeUp()
 				w.applied(p, func(op int) uint64 { return pairs[op].ModifyIndex })
 				return next
@@ -376,6 +381,7 @@ func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
 			if p != nil {
 				tries = append(tries, p)
 			}
+			w.ailment.Store(&err)
 			w.b.storeDown(err)
 			w.b.pause(ctx, wait, err)
 		}
@@ -536,7 +542,7 @@ func (w *writer) giveUp(batch []*unit, unknown bool) []*unit {
 		if u.owner != nil && u.owner.ctx.Err() != nil {
 			err = ErrDeposed
 		} else if unknown {
-			err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+			err = w.b.outcomeUnknown(err)
 		} else {
 			err = fmt.Errorf("%w: nothing was written: %w", ErrUnavailable, err)
 		}

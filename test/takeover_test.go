@@ -47,8 +47,8 @@ func startDaemon(t *testing.T, binary, name, consul string) *daemon {
 		agents: { list: [
 			{ id: "bob", runner: { kind: "echo" }, capabilities: ["echo"], gateways: ["bobby-gateway", "jerry-gateway"] },
 		] },
-		mesh: { gateway: %q, store: "consul", consul: { address: %q }, log: { level: "warn" }, policy: { default: "allow" } },
-	}`, port, name, consul)
+		mesh: { gateway: %q, store: "consul", consul: { address: %q }, log: { level: "warn" }, policy: { default: "allow" }, dataDir: %q },
+	}`, port, name, consul, t.TempDir())
 	path := filepath.Join(t.TempDir(), "openclaw.json")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)

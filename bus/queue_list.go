@@ -73,10 +73,6 @@ const maxTaskSlots = 64
 // and of each lane what its owner has not taken, up to 64 entries: for people.
 func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 	prefix := pendingPrefix(queue)
-	pairs, err := b.store.List(ctx, prefix)
-	if err != nil {
-		return nil, fmt.Errorf("read tasks of %s: %w", queue, err)
-	}
 	list := []TaskInfo{}
 	seen := map[string]bool{}
 	add := func(e *envelope.Envelope, d *envelope.Delivery, run *taskRun) {
@@ -86,13 +82,23 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 		seen[e.Key()] = true
 		list = append(list, taskInfo(queue, e, d, run, b.now()))
 	}
-	for _, p := range pairs {
-		if strings.Contains(p.Key[len(prefix):], "/") {
-			continue
+	records := func() error {
+		pairs, err := b.store.List(ctx, prefix)
+		if err != nil {
+			return fmt.Errorf("read tasks of %s: %w", queue, err)
 		}
-		if rec, env, err := b.openPending(&p, queue); err == nil {
-			add(&env.Envelope, &rec.Delivery, rec.Run)
+		for _, p := range pairs {
+			if strings.Contains(p.Key[len(prefix):], "/") {
+				continue
+			}
+			if rec, env, err := b.openPending(&p, queue); err == nil {
+				add(&env.Envelope, &rec.Delivery, rec.Run)
+			}
 		}
+		return nil
+	}
+	if err := records(); err != nil {
+		return nil, err
 	}
 	bells, err := b.store.List(ctx, inboxPrefix(queue))
 	if err != nil {
@@ -106,6 +112,10 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 		if err := b.tasksInLane(ctx, queue, from, p, seen, add); err != nil {
 			return nil, err
 		}
+	}
+	// Once more: a task that went from its lane into a record meanwhile was in neither place when that was read.
+	if err := records(); err != nil {
+		return nil, err
 	}
 	sort.SliceStable(list, func(i, j int) bool {
 		if list[i].Priority != list[j].Priority {

@@ -13,7 +13,12 @@ import (
 // ballastKey is written to make servers write; it lies beside the mesh.
 const ballastKey = "soak-ballast"
 
-const noSpace = "no space left on device"
+const (
+	noSpace = "no space left on device"
+	// sealed is what a server says, for ever, whose disk was full in the moment when its log began a new file: Consul's
+	// own trouble (raft-wal), and only a restart of that server ends it.
+	sealed = "segment is sealed"
+)
 
 // diskFaults are there where disks can be filled.
 var diskFaults = []soakFault{
@@ -35,9 +40,10 @@ func (s *soak) fullDisks(leader bool, n int) {
 	if !leader {
 		first = (first + 1) % s.c.Servers()
 	}
-	felt := map[int]int{}
+	felt, stuck := map[int]int{}, map[int]int{}
 	for k := range n {
 		i := (first + k) % s.c.Servers()
+		stuck[i] = strings.Count(s.c.Log(i), sealed)
 		felt[i] = strings.Count(s.c.Log(i), noSpace)
 		if err := s.disks[i].fill(); err != nil {
 			s.t.Errorf("the test cannot fill a disk: %v", err)
@@ -71,7 +77,18 @@ func (s *soak) fullDisks(leader bool, n int) {
 	}
 	back, stop := context.WithTimeout(s.t.Context(), time.Minute)
 	defer stop()
+	unstick := func() {
+		for i, before := range stuck {
+			if strings.Count(s.c.Log(i), sealed) > before {
+				s.say("server %d is stuck (%s): it is restarted, as its operator would", i+1, sealed)
+				delete(stuck, i)
+				s.restart(i)
+			}
+		}
+	}
+	defer unstick()
 	for k := 0; s.ballast(back, byte(k)) != nil; k++ {
+		unstick()
 		if back.Err() != nil {
 			s.t.Error("with space again the store does not go on by itself")
 			return
@@ -80,6 +97,7 @@ func (s *soak) fullDisks(leader bool, n int) {
 	if _, err := s.store.Txn(back, []bus.Op{{Verb: bus.OpDelete, Key: ballastKey}}); err != nil {
 		s.say("the ballast stays: %v", err)
 	}
+	s.idle(time.Second) // what was written reaches the server that lagged, which then is stuck or not
 }
 
 // ballast writes a big value, for at most five seconds.

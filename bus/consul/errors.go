@@ -123,6 +123,10 @@ func (s *Store) refused(c *call, err error) error {
 }
 
 func hintStatus(text string) string {
+	if strings.Contains(text, "segment is sealed") {
+		// Consul's own trouble: its disk was full in the moment when its log began a new file, and it never tries again.
+		return "a Consul server's log is stuck since its disk was full: restart that server"
+	}
 	if strings.Contains(text, "no space left on device") {
 		return "the disk of a Consul server is full: make space there, and it goes on by itself"
 	}

@@ -77,6 +77,7 @@ func TestReplyMapping(t *testing.T) {
 		{"proxy wants a login", 401, "", bus.ErrForbidden, ""},
 		{"no leader", 500, "No cluster leader", bus.ErrUnavailable, "majority"},
 		{"full disk", 500, "rpc error making call: raft apply failed: unable to store logs within log store, err: \"write raft/wal/1.wal: no space left on device\"", bus.ErrUnavailable, "make space there"},
+		{"stuck since a full disk", 500, "rpc error making call: raft apply failed: unable to store logs within log store, err: \"segment is sealed\"", bus.ErrUnavailable, "restart that server"},
 		{"rpc", 500, "rpc error making call: EOF", bus.ErrUnavailable, "rpc error"},
 		{"raft", 500, "raft apply failed: leadership lost while committing log", bus.ErrUnavailable, ""},
 		{"gateway", 502, canary, bus.ErrUnavailable, "<hidden>"},

@@ -46,7 +46,9 @@ type laneShared struct {
 	// inside are the messages of the entries that nobody has taken, by number, as far as this process sent them:
 	// what says that an entry is lost can name its number only.
 	inside map[uint64][]string
-	held   int
+	// order is its numbers, oldest first: forgetting must not cost what waits.
+	order []uint64
+	held  int
 }
 
 // maxInside bounds the message ids that inside holds.
@@ -65,6 +67,9 @@ func (l *laneShared) hold(seq uint64, ids []string) {
 	if l.inside == nil {
 		l.inside = map[uint64][]string{}
 	}
+	if l.inside[seq] == nil {
+		l.order = append(l.order, seq)
+	}
 	l.held += len(ids) - len(l.inside[seq])
 	l.inside[seq] = ids
 }
@@ -73,11 +78,10 @@ func (l *laneShared) hold(seq uint64, ids []string) {
 func (l *laneShared) drop(cursor uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for seq, ids := range l.inside {
-		if seq <= cursor {
-			l.held -= len(ids)
-			delete(l.inside, seq)
-		}
+	for len(l.order) > 0 && l.order[0] <= cursor {
+		l.held -= len(l.inside[l.order[0]])
+		delete(l.inside, l.order[0])
+		l.order = l.order[1:]
 	}
 }
 

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -152,25 +149,5 @@ func (a *app) auditExport(o auditFlags) error {
 	if err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "audit-*.jsonl"))
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriter(a.out)
-	for _, name := range files { // in order: the numbers have leading zeros
-		if err := copyFile(w, name); err != nil {
-			return err
-		}
-	}
-	return w.Flush()
-}
-
-func copyFile(w io.Writer, name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
+	return gateway.ExportAudit(a.out, dir)
 }

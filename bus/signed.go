@@ -155,14 +155,7 @@ func (b *Bus) checkItem(j *job, proof json.RawMessage, at envelope.Time) error {
 		}
 	}
 	if e.SourceGateway != j.src.from {
-		var p *trust.Proof
-		if len(proof) > 0 {
-			var err error
-			if p, err = trust.DecodeProof(proof); err != nil {
-				return err
-			}
-		}
-		if err := v.Proof(p, j.env.Canonical(), e.SourceGateway); err != nil {
+		if err := b.checkProof(j.env, proof); err != nil {
 			return err
 		}
 	}
@@ -201,6 +194,11 @@ func (b *Bus) checkSource(env *envelope.Sealed, proof json.RawMessage, st *trust
 	if !b.enforced() || env == nil || st != nil && env.SourceGateway == st.Gateway {
 		return nil
 	}
+	return b.checkProof(env, proof)
+}
+
+// checkProof judges the proof that a message was sent by the gateway that it names; an empty one is none.
+func (b *Bus) checkProof(env *envelope.Sealed, proof json.RawMessage) error {
 	var p *trust.Proof
 	if len(proof) > 0 {
 		var err error

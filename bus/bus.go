@@ -341,11 +341,11 @@ func (b *Bus) storeDown(err error) {
 	b.emit(Event{Event: EventStoreDown, At: envelope.At(b.now()), Gateway: b.cfg.Gateway, Reason: err.Error()})
 }
 
-// outcomeUnknown is the error of a caller who waited in vain for a write, with what the store said last: that is what has to be
-// mended.
+// outcomeUnknown is the error of a caller who waited in vain for a write, with what the store said when writing began to fail:
+// that is what has to be mended.
 func (b *Bus) outcomeUnknown(waited error) error {
 	if why := b.writer.ailment.Load(); why != nil {
-		return fmt.Errorf("%w: %w; the last word of the store: %w", ErrOutcomeUnknown, waited, *why)
+		return fmt.Errorf("%w: %w; the store said: %w", ErrOutcomeUnknown, waited, *why)
 	}
 	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, waited)
 }

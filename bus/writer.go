@@ -112,7 +112,8 @@ type writer struct {
 	// used is the newest number of a lane that has to be read again.
 	used map[string]uint64
 
-	// ailment is why the last try failed; nil when it did not.
+	// ailment is what the first try was told that failed since one succeeded; nil when none did. Later ones are told of
+	// the consequences: a Consul server that cannot write steps down, and then there is no leader.
 	ailment atomic.Pointer[error]
 
 	mu      sync.Mutex
@@ -381,7 +382,7 @@ func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
 			if p != nil {
 				tries = append(tries, p)
 			}
-			w.ailment.Store(&err)
+			w.ailment.CompareAndSwap(nil, &err)
 			w.b.storeDown(err)
 			w.b.pause(ctx, wait, err)
 		}

@@ -258,7 +258,7 @@ func testSessions(t *testing.T, s *Store, token string) {
 	if _, err := s.NewSession(ctx, bus.SessionOptions{TTL: time.Second}); err == nil || errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "TTL") {
 		t.Errorf("a TTL under Consul's minimum: %v", err)
 	}
-	short := open(t, Options{Address: strings.TrimPrefix(s.Describe(), "consul at "), Token: token, RequestTimeout: 200 * time.Millisecond})
+	short := open(t, Options{Address: strings.TrimPrefix(s.Describe(), "consul at "), Token: token, RequestTimeout: 2 * time.Second})
 	if _, err := short.NewSession(ctx, bus.SessionOptions{Checks: []string{"service:none"}}); !errors.Is(err, bus.ErrUnavailable) || !strings.Contains(err.Error(), "service:none") {
 		t.Errorf("a check that is not there: %v", err)
 	}

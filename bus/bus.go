@@ -245,6 +245,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	if b.cfg.Anchor != nil {
 		b.run(func() { b.followTrust(b.loops) })
 	}
+	b.run(func() { b.session.watchPulse(b.loops) })
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })

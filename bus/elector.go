@@ -373,13 +373,14 @@ func (ib *inbox) handover(ctx context.Context) {
 	grace := time.NewTimer(ib.b.cfg.DrainGrace)
 	defer grace.Stop()
 	select {
-	case <-ib.over():
+	case <-ib.worked():
 	case <-grace.C:
 	case <-ctx.Done():
 	}
 	ib.stop()
+	ib.moveOut(ctx)
 	select {
-	case <-ib.over():
+	case <-ib.worked():
 	case <-ctx.Done():
 		ib.b.log.Warn("work did not stop in time; its messages go to the next owner as they are", "agent", ib.spec.ID)
 	}

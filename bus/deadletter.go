@@ -327,6 +327,8 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 		return ib.stopRun(m)
 	case opCancel:
 		return ib.cancelTask(m)
+	case opTransfer:
+		return ib.transfer(m)
 	}
 	var order deadOrder
 	if err := json.Unmarshal(e.Payload, &order); err != nil {

@@ -26,6 +26,11 @@ type AgentSpec struct {
 	// Rank orders the gateways that may serve the agent: 0 goes first, each further one
 	// waits rankDelay longer before it takes a free inbox.
 	Rank int
+	// Candidates are all gateways that may own it, best choice first, as far as they are known beforehand; nil: those that
+	// the registry names. Of several with the same rank each inbox has its own first choice (a hash of both names).
+	Candidates []string
+	// Spread: all candidates have the same rank, so that inboxes spread over them.
+	Spread bool
 	// MaxConcurrent bounds the conversations worked on at once; 0 means 32.
 	MaxConcurrent int
 	// AckTimeout bounds one attempt; 0 means 10 minutes.

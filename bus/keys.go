@@ -29,10 +29,12 @@ const (
 	sharedRoot     = Root + "shared-state/"
 	dutiesRoot     = Root + "duties/"
 
-	agentOwners = ownersPrefix + "agents/"
+	agentOwners    = ownersPrefix + "agents/"
+	gatewayLocks   = ownersPrefix + "gateways/"
+	handoffsPrefix = ownersPrefix + "transfers/"
 )
 
-func gatewayLockKey(gw string) string          { return ownersPrefix + "gateways/" + gw }
+func gatewayLockKey(gw string) string          { return gatewayLocks + gw }
 func agentLockKey(agent string) string         { return agentOwners + agent }
 func inboxPrefix(agent string) string          { return inboxRoot + agent + "/" }
 func inboxAboutKey(agent string) string        { return inboxRoot + agent + "/about" }

@@ -1,0 +1,374 @@
+package test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/envelope"
+)
+
+// The ways in which an owner ends.
+const (
+	failGraceful = "graceful" // SIGTERM
+	failCrash    = "crash"    // kill -9
+	failNode     = "node"     // kill -9, and its Consul server with it
+	failStop     = "stop"     // SIGSTOP until another one has the duty, then SIGCONT
+)
+
+// failoverFigures is what the failovers came to, in milliseconds from the end of the owner until its successor's own work runs
+// (p95, most), and until it has handled a message that was sent then (handled_p95).
+type failoverFigures struct {
+	Failovers int                       `json:"failovers"`
+	Kinds     map[string]failoverFigure `json:"kinds"`
+	Messages  int                       `json:"messages"`
+	// HandledOnce, Doubled, Unknown and Lost are of the messages.
+	HandledOnce int `json:"handled_once"`
+	Doubled     int `json:"doubled"`
+	Unknown     int `json:"unknown"`
+	Lost        int `json:"lost"`
+	// Writes of owners were accepted; OverlappingWrites of them although a later term had written before they were asked for.
+	Writes            int `json:"writes"`
+	OverlappingWrites int `json:"overlapping_writes"`
+	// EffectsAfterWake were let through in a process that had been stopped meanwhile.
+	EffectsAfterWake int `json:"effects_after_wake"`
+	// EffectWindow is the p95, and EffectWindowMost the longest time for which an effect was not covered.
+	EffectWindow     float64 `json:"effect_window_ms"`
+	EffectWindowMost float64 `json:"effect_window_most_ms"`
+}
+
+type failoverFigure struct {
+	N          int     `json:"n"`
+	P50        float64 `json:"p50_ms"`
+	P95        float64 `json:"p95_ms"`
+	Most       float64 `json:"most_ms"`
+	HandledP95 float64 `json:"handled_p95_ms"`
+}
+
+// failoverRun drives three nodes, each with a Consul server of its own.
+type failoverRun struct {
+	t       *testing.T
+	cluster *cluster.Cluster
+	nodes   [3]*failoverProcess
+	rng     *rand.Rand
+
+	mu    sync.Mutex
+	lines []heardLine
+	// changed is closed and replaced with every line.
+	changed chan struct{}
+
+	took, handled map[string][]time.Duration
+	messages      []string
+}
+
+type heardLine struct {
+	failoverLine
+	node int
+}
+
+type failoverProcess struct {
+	n    int
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	gone chan struct{}
+}
+
+// TestFailovers: each way once or twice, with every promise but the times.
+func TestFailovers(t *testing.T) {
+	f := driveFailovers(t, map[string]int{failGraceful: 2, failCrash: 2, failStop: 1, failNode: 1}, 1)
+	t.Logf("%+v", f)
+}
+
+// driveFailovers ends owners, so often in each way, and counts what came of it.
+func driveFailovers(t *testing.T, counts map[string]int, seed uint64) failoverFigures {
+	t.Helper()
+	r := &failoverRun{
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), changed: make(chan struct{}), took: map[string][]time.Duration{}, handled: map[string][]time.Duration{},
+		// What a server has when nothing is configured; the cluster's own default is faster.
+		cluster: cluster.ForTestWith(t, cluster.Options{Servers: 3, Config: "performance { raft_multiplier = 5 }"}),
+	}
+	for i := range r.nodes {
+		r.start(i)
+	}
+	t.Cleanup(func() {
+		for _, p := range r.nodes {
+			p.end(syscall.SIGKILL)
+		}
+	})
+	var plan []string
+	for _, kind := range []string{failGraceful, failCrash, failNode, failStop} {
+		plan = append(plan, slices.Repeat([]string{kind}, counts[kind])...)
+	}
+	r.rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
+	for i, kind := range plan {
+		r.fail(kind)
+		if t.Failed() {
+			break
+		}
+		if len(plan) > 20 && i%10 == 9 {
+			fmt.Fprintf(os.Stderr, "failover: %d of %d\n", i+1, len(plan))
+		}
+	}
+	return r.judge()
+}
+
+func (r *failoverRun) start(i int) {
+	r.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), failoverNodeEnv+"="+fmt.Sprintf("node-%d", i), failoverStoreEnv+"="+r.cluster.Addr(i))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	from := r.mark()
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	p := &failoverProcess{n: i, cmd: cmd, in: in, gone: make(chan struct{})}
+	r.nodes[i] = p
+	go func() {
+		defer close(p.gone)
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			var l failoverLine
+			if json.Unmarshal(lines.Bytes(), &l) != nil {
+				continue // cut short by a kill
+			}
+			r.mu.Lock()
+			r.lines = append(r.lines, heardLine{l, i})
+			close(r.changed)
+			r.changed = make(chan struct{})
+			r.mu.Unlock()
+		}
+		_ = cmd.Wait()
+	}()
+	r.await(from, fmt.Sprintf("node %d is ready", i), func(l heardLine) bool { return l.node == i && l.What == "ready" })
+}
+
+func (p *failoverProcess) end(sig syscall.Signal) {
+	_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	_ = p.cmd.Process.Signal(sig)
+	<-p.gone
+}
+
+func (p *failoverProcess) order(o failoverOrder) {
+	b, err := json.Marshal(o)
+	if err != nil {
+		panic(err)
+	}
+	_, _ = p.in.Write(append(b, '\n'))
+}
+
+// mark is the number of lines so far.
+func (r *failoverRun) mark() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.lines)
+}
+
+// await returns the first line from a mark on that fits.
+func (r *failoverRun) await(from int, what string, fits func(heardLine) bool) heardLine {
+	r.t.Helper()
+	deadline := time.After(90 * time.Second)
+	for {
+		r.mu.Lock()
+		for ; from < len(r.lines); from++ {
+			if fits(r.lines[from]) {
+				l := r.lines[from]
+				r.mu.Unlock()
+				return l
+			}
+		}
+		changed := r.changed
+		r.mu.Unlock()
+		select {
+		case <-changed:
+		case <-deadline:
+			r.t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+// owner is who says that he owns the duty, under the latest term.
+func (r *failoverRun) owner() heardLine {
+	r.await(0, "somebody owns the duty", func(l heardLine) bool { return l.What == "resides" })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var o heardLine
+	for _, l := range r.lines {
+		if l.What == "resides" && l.Token > o.Token {
+			o = l
+		}
+	}
+	return o
+}
+
+// fail ends the owner, and waits until another one has the duty and all nodes are back.
+func (r *failoverRun) fail(kind string) {
+	r.t.Helper()
+	was := r.owner()
+	p, other := r.nodes[was.node], r.nodes[(was.node+1+r.rng.IntN(2))%3]
+	// Checks and timers do not stand at the same place each time.
+	phase := time.NewTimer(time.Duration(500+r.rng.IntN(1500)) * time.Millisecond)
+	<-phase.C
+	from := r.mark()
+	held := ""
+	if kind == failStop {
+		held = envelope.NewID()
+		other.order(failoverOrder{ID: held, Text: "hold"})
+		r.await(from, "the owner has an effect in mind", func(l heardLine) bool { return l.What == "intent" && l.ID == held })
+	}
+	leader, _ := r.cluster.Leader(r.t.Context())
+	at := time.Now()
+	switch kind {
+	case failGraceful:
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	case failStop:
+		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
+	case failNode:
+		if err := r.cluster.Kill(was.node); err != nil {
+			r.t.Fatal(err)
+		}
+		_ = p.cmd.Process.Kill()
+	default:
+		_ = p.cmd.Process.Kill()
+	}
+	id := envelope.NewID()
+	r.messages = append(r.messages, id)
+	other.order(failoverOrder{ID: id, Text: "do"})
+	next := r.await(from, "a successor after "+kind, func(l heardLine) bool { return l.What == "resides" && l.Token > was.Token && l.node != was.node })
+	r.took[kind] = append(r.took[kind], next.At.Sub(at))
+	done := r.await(from, "the message is handled after "+kind, func(l heardLine) bool { return l.What == "handled" && l.ID == id })
+	r.handled[kind] = append(r.handled[kind], done.At.Sub(at))
+	what := ""
+	if kind == failNode && leader == was.node {
+		what = ", and its server led"
+	}
+	r.t.Logf("%s of node %d%s: owned again after %s, handled after %s", kind, was.node, what, next.At.Sub(at).Round(time.Millisecond), done.At.Sub(at).Round(time.Millisecond))
+	if kind == failStop {
+		r.messages = append(r.messages, held)
+		p.order(failoverOrder{Go: true})
+		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+		r.await(from, "the woken one decides", func(l heardLine) bool { return l.ID == held && (l.What == "withheld" || l.What == "granted") })
+		r.await(from, "the successor is in doubt", func(l heardLine) bool { return l.ID == held && l.What == "doubt" })
+		return
+	}
+	<-p.gone
+	if kind == failNode {
+		if err := r.cluster.Restart(r.t.Context(), was.node); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.start(was.node)
+}
+
+// judge counts, from outside.
+func (r *failoverRun) judge() failoverFigures {
+	f := failoverFigures{Kinds: map[string]failoverFigure{}, Messages: len(r.messages)}
+	for kind, took := range r.took {
+		f.Failovers += len(took)
+		f.Kinds[kind] = failoverFigure{N: len(took), P50: quantile(took, 0.5), P95: quantile(took, 0.95), Most: quantile(took, 1), HandledP95: quantile(r.handled[kind], 0.95)}
+	}
+	r.mu.Lock()
+	lines := slices.Clone(r.lines)
+	r.mu.Unlock()
+	handled, doubt := map[string]int{}, map[string]int{}
+	var windows []time.Duration
+	for _, l := range lines {
+		switch l.What {
+		case "handled":
+			handled[l.ID]++
+		case "doubt":
+			doubt[l.ID]++
+		case "granted":
+			f.EffectsAfterWake++
+		case "window":
+			windows = append(windows, time.Duration(l.MS*float64(time.Millisecond)))
+		case "wrote":
+			f.Writes++
+		case "error":
+			r.t.Errorf("node %d: %s", l.node, l.Text)
+		}
+	}
+	f.EffectWindow, f.EffectWindowMost = quantile(windows, 0.95), quantile(windows, 1)
+	f.OverlappingWrites = overlapping(lines)
+	for _, id := range r.messages {
+		switch n := handled[id]; {
+		case n > 1:
+			f.Doubled++
+		case n == 1:
+			f.HandledOnce++
+		case doubt[id] > 0:
+			f.Unknown++
+		default:
+			f.Lost++
+		}
+	}
+	if f.OverlappingWrites != 0 || f.Lost != 0 || f.Doubled != 0 || f.EffectsAfterWake != 0 {
+		r.t.Errorf("%+v", f)
+	}
+	return f
+}
+
+// overlapping counts accepted writes that were asked for after a write of a later term had been accepted.
+func overlapping(lines []heardLine) int {
+	var writes []heardLine
+	for _, l := range lines {
+		if l.What == "wrote" {
+			writes = append(writes, l)
+		}
+	}
+	slices.SortFunc(writes, func(a, b heardLine) int { return a.At.Compare(b.At) })
+	// highest[i] is the latest term of which one of the first i writes is.
+	highest := make([]uint64, len(writes)+1)
+	for i, w := range writes {
+		highest[i+1] = max(highest[i], w.Token)
+	}
+	n := 0
+	for _, w := range writes {
+		before, _ := slices.BinarySearchFunc(writes, w.Begin, func(x heardLine, at time.Time) int { return x.At.Compare(at) })
+		if highest[before] > w.Token {
+			n++
+		}
+	}
+	return n
+}
+
+func quantile(all []time.Duration, q float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(all))
+	return float64(s[max(0, int(q*float64(len(s))+0.9999)-1)].Microseconds()) / 1000
+}
+
+// The judge finds a write that a deposed owner got through.
+func TestOverlappingWritesAreSeen(t *testing.T) {
+	at := func(token uint64, begin, end int) heardLine {
+		base := time.Unix(0, 0)
+		return heardLine{failoverLine: failoverLine{What: "wrote", Token: token, Begin: base.Add(time.Duration(begin)), At: base.Add(time.Duration(end))}}
+	}
+	for n, lines := range map[int][]heardLine{
+		0: {at(1, 0, 10), at(2, 9, 20), at(1, 8, 21), at(2, 30, 40)},
+		1: {at(1, 0, 10), at(2, 9, 20), at(1, 21, 22), at(2, 30, 40)},
+	} {
+		if got := overlapping(lines); got != n {
+			t.Errorf("%d overlapping writes, want %d", got, n)
+		}
+	}
+}

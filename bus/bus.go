@@ -364,6 +364,9 @@ func (b *Bus) storeUp() {
 func (b *Bus) watch(ctx context.Context, prefix string, changed func([]Pair) error) error {
 	var index uint64
 	wait := newBackoff()
+	if prefix == ownersPrefix {
+		wait = newBackoffUpTo(urgent)
+	}
 	for {
 		pairs, next, err := b.store.Watch(ctx, prefix, index)
 		switch {

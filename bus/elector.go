@@ -267,7 +267,7 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			var refused *TxnError
 			if !errors.As(err, &refused) {
 				el.b.log.Warn("cannot take an inbox; trying again", "agent", s.spec.ID, "error", err)
-				pause = time.Second
+				pause = urgent
 			}
 			if again == 0 || again > pause {
 				again = pause

@@ -42,11 +42,12 @@ type failoverLine struct {
 	At    time.Time `json:"at"`
 }
 
-// failoverOrder is a line on its standard input: send this, or go on with the message that waits.
+// failoverOrder is a line on its standard input: send this, go on with the message that waits, or have the duty moved.
 type failoverOrder struct {
 	ID   string `json:"id,omitempty"`
 	Text string `json:"text,omitempty"`
 	Go   bool   `json:"go,omitempty"`
+	Move string `json:"move,omitempty"`
 }
 
 // failoverNode is one of them.
@@ -142,9 +143,15 @@ func (n *failoverNode) run(name, store string) error {
 		return err
 	}
 	defer s.Close()
-	check, err := register(ctx, s, name)
-	if err != nil {
-		return err
+	var check string
+	for try := 0; ; try++ {
+		// Its own server may have started a moment ago.
+		if check, err = register(ctx, s, name); err == nil {
+			break
+		}
+		if try == 20 {
+			return err
+		}
 	}
 	// The numbers of a gateway that nothing was configured of.
 	if n.b, err = bus.New(bus.Config{Gateway: name, Store: s, SessionChecks: []string{check}, TTL: time.Hour, Observe: n.observe}); err != nil {
@@ -153,8 +160,16 @@ func (n *failoverNode) run(name, store string) error {
 	if err := n.b.Serve(bus.AgentSpec{ID: failoverDuty, Spread: true}, n); err != nil {
 		return err
 	}
-	if err := n.b.Start(ctx); err != nil {
-		return err
+	for {
+		start, cancel := context.WithTimeout(ctx, 20*time.Second)
+		err = n.b.Start(start)
+		cancel()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return err
+		}
 	}
 	n.tell(failoverLine{What: "ready"})
 	go n.orders(ctx, stop)
@@ -192,9 +207,21 @@ func (n *failoverNode) orders(ctx context.Context, stop func()) {
 			n.goOn <- struct{}{}
 			continue
 		}
+		if o.Move != "" {
+			go n.move(ctx, o.Move)
+			continue
+		}
 		go n.send(ctx, o)
 	}
 	stop() // the test is gone
+}
+
+func (n *failoverNode) move(ctx context.Context, to string) {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	if _, err := n.b.Transfer(ctx, failoverDuty, bus.TransferOptions{To: to, By: "test"}); err != nil {
+		n.tell(failoverLine{What: "error", Text: err.Error()})
+	}
 }
 
 // send sends until it is known that the message was accepted.

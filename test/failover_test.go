@@ -24,6 +24,7 @@ const (
 	failCrash    = "crash"    // kill -9
 	failNode     = "node"     // kill -9, and its Consul server with it
 	failStop     = "stop"     // SIGSTOP until another one has the duty, then SIGCONT
+	failMove     = "transfer" // an operator wants it elsewhere: between the others
 )
 
 // failoverFigures is what the failovers came to, in milliseconds from the end of the owner until its successor's own work runs
@@ -125,7 +126,7 @@ func driveFailovers(t *testing.T, counts map[string]int, seed uint64) failoverFi
 func (r *failoverRun) start(i int) {
 	r.t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), failoverNodeEnv+"="+fmt.Sprintf("node-%d", i), failoverStoreEnv+"="+r.cluster.Addr(i))
+	cmd.Env = append(os.Environ(), failoverNodeEnv+"="+nodeName(i), failoverStoreEnv+"="+r.cluster.Addr(i))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -148,6 +149,9 @@ func (r *failoverRun) start(i int) {
 			var l failoverLine
 			if json.Unmarshal(lines.Bytes(), &l) != nil {
 				continue // cut short by a kill
+			}
+			if l.What == "error" {
+				r.t.Errorf("node %d: %s", i, l.Text)
 			}
 			r.mu.Lock()
 			r.lines = append(r.lines, heardLine{l, i})
@@ -218,9 +222,30 @@ func (r *failoverRun) owner() heardLine {
 	return o
 }
 
+// place moves the duty to a node, so that each is hit as often.
+func (r *failoverRun) place(to int) {
+	r.t.Helper()
+	was := r.owner()
+	if was.node == to {
+		return
+	}
+	from := r.mark()
+	begin := time.Now()
+	r.nodes[r.rng.IntN(3)].order(failoverOrder{Move: nodeName(to)})
+	now := r.await(from, "the duty is moved", func(l heardLine) bool { return l.What == "resides" && l.Token > was.Token })
+	if now.node != to {
+		r.t.Errorf("node %d took the duty that was moved to node %d", now.node, to)
+	}
+	r.took[failMove] = append(r.took[failMove], now.At.Sub(begin))
+	r.handled[failMove] = append(r.handled[failMove], now.At.Sub(begin))
+}
+
+func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
+
 // fail ends the owner, and waits until another one has the duty and all nodes are back.
 func (r *failoverRun) fail(kind string) {
 	r.t.Helper()
+	r.place(r.rng.IntN(3))
 	was := r.owner()
 	p, other := r.nodes[was.node], r.nodes[(was.node+1+r.rng.IntN(2))%3]
 	// Checks and timers do not stand at the same place each time.
@@ -301,8 +326,6 @@ func (r *failoverRun) judge() failoverFigures {
 			windows = append(windows, time.Duration(l.MS*float64(time.Millisecond)))
 		case "wrote":
 			f.Writes++
-		case "error":
-			r.t.Errorf("node %d: %s", l.node, l.Text)
 		}
 	}
 	f.EffectWindow, f.EffectWindowMost = quantile(windows, 0.95), quantile(windows, 1)

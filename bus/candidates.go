@@ -152,12 +152,18 @@ func (el *elector) nextLocked(id, owner string) string {
 	return ""
 }
 
+// namedLocked reports whether an inbox was released for this gateway; el.mu is held.
+func (el *elector) namedLocked(id string, now time.Time) bool {
+	h := el.handoffs[id]
+	return h.From != "" && h.To == el.b.cfg.Gateway && now.Sub(h.heard) < handoffFor
+}
+
 // turnLocked is how long after it became free this gateway takes an inbox; el.mu is held.
 func (el *elector) turnLocked(id string, s served, now time.Time) time.Duration {
 	me := el.b.cfg.Gateway
 	h := el.handoffs[id]
 	fresh := h.From != "" && now.Sub(h.heard) < handoffFor
-	if fresh && h.To == me {
+	if el.namedLocked(id, now) {
 		return 0
 	}
 	starting := now.Sub(el.born) < settling

@@ -250,6 +250,9 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			s.freeSince = now
 			el.serves[id] = s
 		}
+		if el.namedLocked(id, now) {
+			s.notBefore = time.Time{}
+		}
 		w := s.freeSince.Add(el.turnLocked(id, s, now)).Sub(now)
 		if w = max(w, s.notBefore.Sub(now)); w > 0 && (!owned || now.Before(s.notBefore)) {
 			if again == 0 || w < again {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatemesh/gatemesh/bus/consul"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -298,8 +299,37 @@ func (r *failoverRun) fail(kind string) {
 		if err := r.cluster.Restart(r.t.Context(), was.node); err != nil {
 			r.t.Fatal(err)
 		}
+		r.voters()
 	}
 	r.start(was.node)
+}
+
+// voters waits until all servers vote again: the others may have voted the dead one out, and would not outlive the next loss.
+func (r *failoverRun) voters() {
+	r.t.Helper()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(90 * time.Second)
+	for {
+		full := true
+		for i := range r.nodes {
+			s, err := consul.New(consul.Options{Address: r.cluster.Addr(i)})
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			leader, peers, err := s.Servers(r.t.Context())
+			full = full && err == nil && leader != "" && len(peers) == len(r.nodes)
+			_ = s.Close()
+		}
+		if full {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.t.Fatal("not all servers vote again")
+		}
+	}
 }
 
 // judge counts, from outside.

@@ -241,6 +241,9 @@ func (b *Bus) Duties() []OwnerInfo {
 // opTransfer has an inbox's owner hand it on.
 const opTransfer = ReservedCapability + "owner.transfer"
 
+// ErrCannotOwn: who is to have the duty may not, or is not there.
+var ErrCannotOwn = errors.New("it cannot be handed over")
+
 // ErrNoOwner: nobody owns the duty, so there is nobody to hand it over.
 var ErrNoOwner = errors.New("nobody owns it")
 
@@ -279,7 +282,7 @@ type transferAnswer struct {
 
 // Transfer has a duty change hands, and waits until the next owner has it: its owner begins nothing new, gives what runs
 // its time, writes what came of it, and releases the lock with the name of who is to take it. Errors: [ErrNoOwner], [ErrUnknownAgent],
-// envelope.ErrInvalid (who is to have it cannot), the store's, or that the owner does not answer.
+// [ErrCannotOwn], the store's, or that the owner does not answer.
 func (b *Bus) Transfer(ctx context.Context, duty string, o TransferOptions) (OwnerChange, error) {
 	b.elector.mu.Lock()
 	was, owned := b.elector.owners[duty]
@@ -291,7 +294,7 @@ func (b *Bus) Transfer(ctx context.Context, duty string, o TransferOptions) (Own
 	case !owned:
 		return OwnerChange{}, fmt.Errorf("%w: %s waits for one of %s to start", ErrNoOwner, duty, names(line))
 	case was.Gateway == duty:
-		return OwnerChange{}, fmt.Errorf("%w: %s is a gateway's own inbox", envelope.ErrInvalid, duty)
+		return OwnerChange{}, fmt.Errorf("%w: %s is a gateway's own inbox", ErrCannotOwn, duty)
 	case was.Gateway == o.To && o.To != "":
 		return OwnerChange{Duty: duty, From: o.To, To: o.To, Token: was.Token}, nil
 	}
@@ -308,7 +311,7 @@ func (b *Bus) Transfer(ctx context.Context, duty string, o TransferOptions) (Own
 			return OwnerChange{}, fmt.Errorf("%w; if %s is dead or hangs, --force takes %s from it", err, was.Gateway, duty)
 		}
 		if ans.Reason != "" {
-			return OwnerChange{}, fmt.Errorf("%w: %s does not hand over %s: %s", envelope.ErrInvalid, was.Gateway, duty, ans.Reason)
+			return OwnerChange{}, fmt.Errorf("%w: %s does not hand over %s: %s", ErrCannotOwn, was.Gateway, duty, ans.Reason)
 		}
 	}
 	now, err := b.awaitOwner(ctx, duty, was.Token)
@@ -333,11 +336,11 @@ func mayTake(duty, owner, to string, line []Candidate) error {
 	})
 	switch {
 	case i < 0 && to == "":
-		return fmt.Errorf("%w: nobody else that may own %s is there (%s)", envelope.ErrInvalid, duty, names(line))
+		return fmt.Errorf("%w: nobody else that may own %s is there (%s)", ErrCannotOwn, duty, names(line))
 	case i < 0:
-		return fmt.Errorf("%w: %s may not own %s: it may be one of %s", envelope.ErrInvalid, to, duty, names(line))
+		return fmt.Errorf("%w: %s may not own %s: it may be one of %s", ErrCannotOwn, to, duty, names(line))
 	case !line[i].Live:
-		return fmt.Errorf("%w: %s is not there: start it first", envelope.ErrInvalid, to)
+		return fmt.Errorf("%w: %s is not there: start it first", ErrCannotOwn, to)
 	}
 	return nil
 }

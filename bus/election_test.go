@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
-	"github.com/gatemesh/gatemesh/envelope"
 )
 
 func nothing(context.Context, *bus.Incoming) error { return nil }
@@ -174,7 +173,7 @@ func TestTransfer(t *testing.T) {
 		if err := two.Stop(b.Context()); err != nil {
 			b.Error(err)
 		}
-		if _, err := one.Transfer(b.Context(), "bob", bus.TransferOptions{To: "two", By: "op"}); !errors.Is(err, envelope.ErrInvalid) {
+		if _, err := one.Transfer(b.Context(), "bob", bus.TransferOptions{To: "two", By: "op"}); !errors.Is(err, bus.ErrCannotOwn) {
 			b.Errorf("to one that is gone: %v", err)
 		}
 		b.stop(one, three)

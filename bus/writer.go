@@ -621,7 +621,7 @@ func dropPending(units []*unit, key string) []*unit {
 func newBackoff() *backoff.ExponentialBackOff { return newBackoffUpTo(2 * time.Second) }
 
 // urgent is the longest such pause of what a failover waits for: the picture of all locks, and the writer.
-const urgent = 400 * time.Millisecond
+const urgent = 150 * time.Millisecond
 
 func newBackoffUpTo(most time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()

@@ -86,7 +86,7 @@ func ownerError(ctx context.Context, r *http.Request, b *bus.Bus, duty string, e
 		return r.Context().Err()
 	case errors.As(err, &dead):
 		return &APIError{status: http.StatusConflict, Code: CodeNotOwned, Message: err.Error()}
-	case errors.Is(err, bus.ErrNoOwner):
+	case errors.Is(err, bus.ErrNoOwner), errors.Is(err, bus.ErrCannotOwn):
 		return &APIError{status: http.StatusConflict, Code: CodeNotOwned, Message: err.Error()}
 	case ctx.Err() != nil:
 		return &APIError{status: http.StatusGatewayTimeout, Code: CodeTimeout, Message: err.Error()}

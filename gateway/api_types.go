@@ -259,7 +259,7 @@ const (
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
-	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or its owner refuses
+	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which

@@ -219,8 +219,21 @@ func (n *failoverNode) orders(ctx context.Context, stop func()) {
 func (n *failoverNode) move(ctx context.Context, to string) {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	if _, err := n.b.Transfer(ctx, failoverDuty, bus.TransferOptions{To: to, By: "test"}); err != nil {
-		n.tell(failoverLine{What: "error", Text: err.Error()})
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := n.b.Transfer(ctx, failoverDuty, bus.TransferOptions{To: to, By: "test"})
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, bus.ErrCannotOwn) { // one that was stopped needs a moment to be there again
+			n.tell(failoverLine{What: "error", Text: err.Error()})
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
 	}
 }
 

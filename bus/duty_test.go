@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,6 +87,135 @@ func TestEffectLedger(t *testing.T) {
 		b.pass(time.Minute)
 		if f := one.facts(id); !f.Dead || f.Class != envelope.ClassUnknown || try != 2 {
 			t.Errorf("%s %s %d", f, f.Reason, try)
+		}
+	})
+}
+
+// A message ends as unknown, and only that, when nobody knows whether its effect was made: whatever its handler says. A redrive that
+// means it has the effect made again.
+func TestUnknownIsSaid(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		state envelope.EffectState // "": it is not settled
+		says  error
+		class envelope.Class // "": acked
+	}{
+		{"forgotten, and done", "", nil, envelope.ClassUnknown},
+		{"forgotten, and never", "", bus.Never(envelope.ClassPoison, errors.New("no")), envelope.ClassUnknown},
+		{"unknown, and never", envelope.EffectUnknown, bus.Never(envelope.ClassPoison, errors.New("no")), envelope.ClassUnknown},
+		{"not made, and never", envelope.EffectFailed, bus.Never(envelope.ClassPoison, errors.New("no")), envelope.ClassPoison},
+		{"sent", envelope.EffectSent, nil, ""},
+		{"confirmed", envelope.EffectConfirmed, nil, ""},
+		{"not made", envelope.EffectFailed, nil, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(b *bubble) {
+				b.pass(time.Hour)
+				one := b.gateway("one", nil)
+				defer b.stop(one)
+				made := 0
+				b.serve(one, bus.AgentSpec{ID: "x"}, func(ctx context.Context, m *bus.Incoming) error {
+					p, err := m.Intend(ctx, "post", nil)
+					if err != nil {
+						return err
+					}
+					if made++; made > 1 {
+						return p.Settle(envelope.EffectSent, "2")
+					}
+					if tc.state != "" {
+						if err := p.Settle(tc.state, "1"); err != nil {
+							t.Error(err)
+						}
+					}
+					return tc.says
+				})
+				id := b.send(one, "x", "do", nil)
+				b.pass(time.Minute)
+				if f := one.facts(id); f.Class != tc.class || f.Acked != (tc.class == "") {
+					t.Errorf("%s %s: %s", f, f.Class, f.Reason)
+				}
+				if tc.class != envelope.ClassUnknown {
+					return
+				}
+				dead, err := one.DeadLetters(b.Context(), bus.DeadLetterFilter{})
+				if err != nil || len(dead) != 1 || len(dead[0].Delivery.Effects) != 1 || !dead[0].Delivery.Effects[0].State.Open() || dead[0].Delivery.Effects[0].Gateway != "one" {
+					t.Fatalf("%+v %v", dead, err)
+				}
+				if res, err := one.Redrive(b.Context(), bus.DeadLetterFilter{Agent: "x"}, bus.RedriveOptions{By: "op", TTL: time.Minute}); err != nil || len(res) != 1 || res[0].Done {
+					t.Errorf("redriven among others: %+v %v", res, err)
+				}
+				if res, err := one.Redrive(b.Context(), bus.DeadLetterFilter{IDs: []string{id}}, bus.RedriveOptions{By: "op", TTL: time.Minute}); err != nil || len(res) != 1 || !res[0].Done {
+					t.Fatalf("%+v %v", res, err)
+				}
+				b.pass(time.Minute)
+				if f := one.facts(id); !f.Acked || made != 2 {
+					t.Errorf("after the redrive: %s %s, made %d times", f, f.Reason, made)
+				}
+			})
+		})
+	}
+}
+
+// A permit is good for the effect window, counted from before its intent was asked for, and can be renewed; not by one that is no
+// longer the owner.
+func TestPermitWindow(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		b.pass(time.Hour)
+		var ahead atomic.Int64 // of the wall clock: the machine slept
+		one, two := b.gateway("one", func(c *bus.Config) {
+			c.Clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		}), b.gateway("two", nil)
+		defer b.stop(one, two)
+		h := func(ctx context.Context, m *bus.Incoming) error {
+			if m.Gateway() == "two" {
+				if e := m.Effects(); len(e) != 1 || e[0].State != envelope.EffectIntent || e[0].Gateway != "one" || e[0].Token >= m.Term().Token() {
+					t.Errorf("the successor sees %+v", e)
+				} else if d := m.EffectSettledAfter(e[0]); d <= 0 || d > bus.EffectWindow {
+					t.Errorf("it waits %s", d)
+				}
+				return m.Settle("post", envelope.EffectConfirmed, "found")
+			}
+			p, err := m.Intend(ctx, "post", nil)
+			if err != nil {
+				t.Error(err)
+				return err
+			}
+			<-time.After(bus.EffectWindow - time.Millisecond)
+			if err := p.Check(); err != nil {
+				t.Errorf("within the window: %v", err)
+			}
+			<-time.After(2 * time.Millisecond)
+			if err := p.Check(); !errors.Is(err, bus.ErrEffectWindow) {
+				t.Errorf("after the window: %v", err)
+			}
+			if err := p.Renew(ctx); err != nil {
+				t.Errorf("renewed: %v", err)
+			}
+			ahead.Store(int64(bus.EffectWindow + time.Second))
+			if p.Check() == nil || m.Term().Trusted() == nil {
+				t.Error("it slept, and may do it")
+			}
+			<-time.After(time.Second) // its session is verified
+			if err := p.Renew(ctx); err != nil {
+				t.Errorf("renewed: %v", err)
+			}
+			b.cutOff(one, true) // its lock is two's now
+			<-time.After(bus.EffectWindow)
+			if err := p.Check(); err == nil {
+				t.Error("let through after the end of the term")
+			}
+			if err := p.Renew(ctx); err == nil {
+				t.Error("renewed after the end of the term")
+			}
+			return nil
+		}
+		b.serve(one, bus.AgentSpec{ID: "x"}, h)
+		b.ownedBy(two, "x", "one")
+		b.serve(two, bus.AgentSpec{ID: "x", Rank: 1}, h)
+		id := b.send(two, "x", "do", nil)
+		b.pass(time.Minute)
+		if f := two.facts(id); !f.Acked {
+			t.Errorf("%s %s", f, f.Reason)
 		}
 	})
 }

@@ -152,7 +152,7 @@ func (p *Permit) Check() error {
 	if e, ok := m.Effect(p.name); !ok || e.State != envelope.EffectIntent {
 		return refuseEffect(e)
 	}
-	if d := p.age(); d > EffectWindow {
+	if d := p.age(); d >= EffectWindow {
 		return fmt.Errorf("effect %s: %w: the ownership was confirmed %s ago, at most %s", p.name, ErrEffectWindow, d.Round(time.Millisecond), EffectWindow)
 	}
 	return nil

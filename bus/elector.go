@@ -43,8 +43,9 @@ type elector struct {
 	born time.Time
 	// changed is closed and replaced with every picture.
 	changed chan struct{}
-	// judged are the claims of the last picture; only see touches it, which one goroutine calls at a time.
+	// judged are the claims of the last picture; only see touches it, under seeing.
 	judged map[string]judgedClaim
+	seeing sync.Mutex
 	// wake carries wake-ups (capacity 1).
 	wake chan struct{}
 }
@@ -110,6 +111,8 @@ func (el *elector) prime(ctx context.Context) error {
 
 // see takes in a picture of all locks.
 func (el *elector) see(pairs []Pair) {
+	el.seeing.Lock()
+	defer el.seeing.Unlock()
 	owners, judged := map[string]Owner{}, map[string]judgedClaim{}
 	for _, p := range pairs {
 		agent, ok := strings.CutPrefix(p.Key, agentOwners)
@@ -184,6 +187,11 @@ func (el *elector) run(ctx context.Context) {
 			el.kick()
 			return nil
 		})
+	}()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		el.probe(ctx)
 	}()
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()

@@ -33,7 +33,9 @@ type Candidate struct {
 	// Rank orders the choices; those of one rank are ordered by a hash of both names, so that inboxes spread.
 	Rank int `json:"rank"`
 	// Live: it holds its session now.
-	Live  bool `json:"live"`
+	Live bool `json:"live"`
+	// Leads: its own server leads the store's, so that its loss would take longest to get over. Of one rank it comes last.
+	Leads bool `json:"leads,omitempty"`
 	score uint64
 }
 
@@ -86,9 +88,9 @@ func (el *elector) standing(pairs []Pair) (live map[string]bool, handoffs map[st
 }
 
 // published takes in who says of himself that he may own what.
-func (el *elector) published(serving map[string]map[string]int) {
+func (el *elector) published(serving map[string]map[string]int, leading map[string]bool) {
 	el.mu.Lock()
-	el.serving = serving
+	el.serving, el.leading = serving, leading
 	el.mu.Unlock()
 	el.kick()
 }
@@ -134,12 +136,31 @@ func (el *elector) lineLocked(id string) []Candidate {
 			continue
 		}
 		h := sha256.Sum256([]byte(id + "\x00" + gw))
-		line = append(line, Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], score: binary.BigEndian.Uint64(h[:])})
+		line = append(line, Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], Leads: el.leadingLocked(gw), score: binary.BigEndian.Uint64(h[:])})
 	}
 	slices.SortFunc(line, func(a, b Candidate) int {
-		return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
+		return cmp.Or(cmp.Compare(a.Rank, b.Rank), compareBool(a.Leads, b.Leads), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
 	})
 	return line
+}
+
+func (el *elector) leadingLocked(gw string) bool {
+	if gw == el.b.cfg.Gateway {
+		return !el.leadsSince.IsZero()
+	}
+	return el.leading[gw] && el.live[gw]
+}
+
+// compareBool orders false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	default:
+		return 1
+	}
 }
 
 // nextLocked is who takes an inbox when its owner gives it up; "": nobody that is there. el.mu is held.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,5 +178,63 @@ func TestTransfer(t *testing.T) {
 			b.Errorf("to one that is gone: %v", err)
 		}
 		b.stop(one, three)
+	})
+}
+
+// seated is a store whose own server may lead.
+type seated struct {
+	bus.Store
+	leads *atomic.Bool
+}
+
+func (s seated) Leads(context.Context) (bool, error) { return s.leads.Load(), nil }
+
+// What resides does not stay where the store's leader is, when another one of its rank is there; an agent's work does, and so does
+// what has an order.
+func TestAwayFromTheLeader(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		var flags [2]atomic.Bool
+		seat := func(i int) func(*bus.Config) {
+			return func(c *bus.Config) { c.Store = seated{c.Store, &flags[i]} }
+		}
+		one, two := b.gateway("one", seat(0)), b.gateway("two", seat(1))
+		defer b.stop(one, two)
+		h := &resident{handle: nothing, reside: func(ctx context.Context, _ *bus.Term) error { <-ctx.Done(); return nil }}
+		for i, g := range []*gw{one, two} {
+			for _, spec := range []bus.AgentSpec{{ID: "account", Spread: true}, {ID: "agent"}, {ID: "ranked", Rank: i}} {
+				var err error
+				if spec.ID == "agent" {
+					err = g.Serve(spec, bus.HandlerFunc(nothing))
+				} else {
+					err = g.Serve(spec, h)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b.pass(20 * time.Second)
+		owner := func(duty string) string { return one.OwnerOf(duty) }
+		was, agent := owner("account"), owner("agent")
+		lead := map[string]int{"one": 0, "two": 1}[was]
+		other := []string{"two", "one"}[lead]
+		flags[lead].Store(true)
+		b.pass(9 * time.Second)
+		if owner("account") != was {
+			b.Error("it moved at once: the seat may change again")
+		}
+		b.pass(20 * time.Second)
+		if got := owner("account"); got != other {
+			b.Errorf("the leader is at %s, and so is the account: %s", was, got)
+		}
+		if owner("agent") != agent || owner("ranked") != "one" {
+			b.Errorf("agent moved from %s to %s, ranked is at %s", agent, owner("agent"), owner("ranked"))
+		}
+		// Both lead, as each says: it goes nowhere.
+		flags[1-lead].Store(true)
+		b.pass(time.Minute)
+		if got := owner("account"); got != other {
+			b.Errorf("it went back to %s", got)
+		}
 	})
 }

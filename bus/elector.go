@@ -39,6 +39,9 @@ type elector struct {
 	live     map[string]bool
 	handoffs map[string]heardHandoff
 	serving  map[string]map[string]int
+	// leading are the gateways whose own server leads; leadsSince is since when it is this one's, zero: it is not.
+	leading    map[string]bool
+	leadsSince time.Time
 	// born is when this gateway began to look.
 	born time.Time
 	// changed is closed and replaced with every picture.
@@ -212,6 +215,7 @@ func (el *elector) run(ctx context.Context) {
 // wake-up).
 func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 	session := el.b.session.id()
+	now := time.Now()
 	el.mu.Lock()
 	var free []served
 	for id, s := range el.serves {
@@ -236,6 +240,11 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 				})
 				continue
 			}
+			if to := el.awayLocked(term, now); to != "" && term.intake.Err() == nil {
+				term.stopIn()
+				el.b.run(func() { el.handOn(term, to, "") })
+				continue
+			}
 			if !owned || o.session != term.session {
 				// The watch may be behind our own locking: only a picture that is
 				// newer than the term can depose it, which its own session tells.
@@ -253,7 +262,6 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			el.serves[id] = s
 			continue
 		}
-		now := time.Now()
 		if s.freeSince.IsZero() {
 			s.freeSince = now
 			el.serves[id] = s

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -131,10 +132,11 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 			delete(fields, name)
 		}
 	}
-	serving := map[string]map[string]int{}
+	serving, leading := map[string]map[string]int{}, map[string]bool{}
 	if which == 0 {
 		r.gateways = map[string]GatewayInfo{}
 		for name, f := range fields {
+			leading[name] = text(f[leadsField]) == "true"
 			var ranks map[string]int
 			_ = json.Unmarshal(f[servesField].Value, &ranks)
 			for id, rank := range ranks {
@@ -154,7 +156,7 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 		}
 	}
 	if which == 0 {
-		r.b.elector.published(serving)
+		r.b.elector.published(serving, leading)
 	}
 	r.seen[which] = true
 	close(r.changed)
@@ -167,6 +169,9 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 
 // servesField is which inboxes a gateway may own, and how early in the line it comes for each.
 const servesField = "serves"
+
+// leadsField is whether the gateway's own server leads the store's.
+const leadsField = "leads"
 
 // signedField holds what the other fields say once more, as one signed record. Two of them stand beside it: status is bound to
 // the writer's session, and last_heartbeat is a hint.
@@ -302,6 +307,9 @@ func (r *registry) desired() (plain, bound map[string]string, agents []string) {
 	plain[p+"url"] = r.b.cfg.URL
 	plain[p+"agents"] = string(mustEncode(agents))
 	plain[p+servesField] = string(mustEncode(r.b.elector.ranks()))
+	if ledOf(r.b.store) != nil {
+		plain[p+leadsField] = strconv.FormatBool(r.b.elector.leads())
+	}
 	if r.b.cfg.Version != "" {
 		plain[p+"version"] = r.b.cfg.Version
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,6 +25,7 @@ const (
 	failGraceful = "graceful" // SIGTERM
 	failCrash    = "crash"    // kill -9
 	failNode     = "node"     // kill -9, and its Consul server with it
+	failLeader   = "leader"   // the same, of a duty that has just been moved to where Consul's leader is: it would not stay there
 	failStop     = "stop"     // SIGSTOP until another one has the duty, then SIGCONT
 	failMove     = "transfer" // an operator wants it elsewhere: between the others
 )
@@ -108,7 +110,7 @@ func driveFailovers(t *testing.T, counts map[string]int, seed uint64) failoverFi
 		}
 	})
 	var plan []string
-	for _, kind := range []string{failGraceful, failCrash, failNode, failStop} {
+	for _, kind := range []string{failGraceful, failCrash, failNode, failLeader, failStop} {
 		plan = append(plan, slices.Repeat([]string{kind}, counts[kind])...)
 	}
 	r.rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
@@ -204,9 +206,23 @@ func (r *failoverRun) await(from int, what string, fits func(heardLine) bool) he
 		select {
 		case <-changed:
 		case <-deadline:
-			r.t.Fatalf("still not: %s", what)
+			r.t.Fatalf("still not: %s; what was said last:\n%s", what, r.said(60))
 		}
 	}
+}
+
+// said is the last lines of all nodes, but for the many that tell of writes.
+func (r *failoverRun) said(n int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var last []string
+	for i := len(r.lines) - 1; i >= 0 && len(last) < n; i-- {
+		if l := r.lines[i]; l.What != "wrote" {
+			last = append(last, fmt.Sprintf("%s node %d: %s %s %s (term %d)", l.At.UTC().Format("15:04:05.000"), l.node, l.What, l.ID, l.Text, l.Token))
+		}
+	}
+	slices.Reverse(last)
+	return strings.Join(last, "\n")
 }
 
 // owner is who says that he owns the duty, under the latest term.
@@ -241,12 +257,31 @@ func (r *failoverRun) place(to int) {
 	r.handled[failMove] = append(r.handled[failMove], now.At.Sub(begin))
 }
 
+// away waits until the duty is not where Consul's leader is, where it does not stay.
+func (r *failoverRun) away(leader int) {
+	r.t.Helper()
+	if was := r.owner(); was.node == leader {
+		r.await(0, "the duty leaves the leader's node", func(l heardLine) bool { return l.What == "resides" && l.Token > was.Token && l.node != leader })
+	}
+}
+
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
 
 // fail ends the owner, and waits until another one has the duty and all nodes are back.
 func (r *failoverRun) fail(kind string) {
 	r.t.Helper()
-	r.place(r.rng.IntN(3))
+	leader, err := r.cluster.Leader(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	switch kind {
+	case failNode:
+		r.away(leader)
+	case failLeader:
+		r.place(leader)
+	default:
+		r.place(r.rng.IntN(3))
+	}
 	was := r.owner()
 	p, other := r.nodes[was.node], r.nodes[(was.node+1+r.rng.IntN(2))%3]
 	// Checks and timers do not stand at the same place each time.
@@ -259,14 +294,13 @@ func (r *failoverRun) fail(kind string) {
 		other.order(failoverOrder{ID: held, Text: "hold"})
 		r.await(from, "the owner has an effect in mind", func(l heardLine) bool { return l.What == "intent" && l.ID == held })
 	}
-	leader, _ := r.cluster.Leader(r.t.Context())
 	at := time.Now()
 	switch kind {
 	case failGraceful:
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	case failStop:
 		_ = p.cmd.Process.Signal(syscall.SIGSTOP)
-	case failNode:
+	case failNode, failLeader:
 		if err := r.cluster.Kill(was.node); err != nil {
 			r.t.Fatal(err)
 		}
@@ -282,7 +316,7 @@ func (r *failoverRun) fail(kind string) {
 	done := r.await(from, "the message is handled after "+kind, func(l heardLine) bool { return l.What == "handled" && l.ID == id })
 	r.handled[kind] = append(r.handled[kind], done.At.Sub(at))
 	what := ""
-	if kind == failNode && leader == was.node {
+	if leader == was.node {
 		what = ", and its server led"
 	}
 	r.t.Logf("%s of node %d%s: owned again after %s (%s), handled after %s", kind, was.node, what, next.At.Sub(at).Round(time.Millisecond), next.At.UTC().Format("15:04:05.000"), done.At.Sub(at).Round(time.Millisecond))
@@ -295,7 +329,7 @@ func (r *failoverRun) fail(kind string) {
 		return
 	}
 	<-p.gone
-	if kind == failNode {
+	if kind == failNode || kind == failLeader {
 		if err := r.cluster.Restart(r.t.Context(), was.node); err != nil {
 			r.t.Fatal(err)
 		}

@@ -313,7 +313,8 @@ func (r *failoverRun) fail(kind string) {
 	other.order(failoverOrder{ID: id, Text: "do"})
 	next := r.await(from, "a successor after "+kind, func(l heardLine) bool { return l.What == "resides" && l.Token > was.Token && l.node != was.node })
 	r.took[kind] = append(r.took[kind], next.At.Sub(at))
-	done := r.await(from, "the message is handled after "+kind, func(l heardLine) bool { return l.What == "handled" && l.ID == id })
+	// The owner may have taken it in its last moment: then the successor may not know whether it was handled.
+	done := r.await(from, "the message is handled after "+kind, func(l heardLine) bool { return (l.What == "handled" || l.What == "doubt") && l.ID == id })
 	r.handled[kind] = append(r.handled[kind], done.At.Sub(at))
 	what := ""
 	if leader == was.node {

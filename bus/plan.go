@@ -227,7 +227,7 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 		p.add(Op{Verb: OpSet, Key: key, Value: b.sign(trust.KindReceipts, key, next.body)})
 		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
 		next.number++
-		next.receipts, next.messages = nil, 0
+		next.last, next.receipts, next.messages = len(next.receipts), nil, 0
 		for total := next.ledgerMessages(); len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; {
 			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
 			total -= next.ledger[0].messages
@@ -239,7 +239,7 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 		next.receipts = append(next.receipts, mustEncode(r))
 		next.messages += len(r.IDs)
 	}
-	next.body = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	next.body = encodeHead(next.cursor, next.count, next.number, next.last, next.receipts)
 	next.value = b.sign(trust.KindReceipts, receiptsKey(s.from, s.agent), next.body)
 	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
 	p.witnessed(op)

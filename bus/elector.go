@@ -325,6 +325,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 		}
 	}
 	el.mu.Lock()
+	ib.wanted = el.namedLocked(s.spec.ID, time.Now()) && el.handoffs[s.spec.ID].By != ""
 	if el.closed {
 		el.mu.Unlock()
 		ib.cancel(ErrStopped)

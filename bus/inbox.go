@@ -107,6 +107,8 @@ type inbox struct {
 	resident  sync.WaitGroup
 	caughtUp  chan struct{}
 	gather    gathering
+	// wanted: an operator gave it to this gateway.
+	wanted bool
 	// began is when the lock was surely this term's, on the monotonic clock.
 	began    time.Time
 	door     *door         // bounds concurrent handlers

@@ -16,11 +16,11 @@ type Facts struct {
 	Acked     bool `json:"acked"`
 	Replied   bool `json:"replied"`
 	// Dead: given up; Class and Reason say why.
-	Dead   bool           `json:"dead"`
+	Dead bool `json:"dead"`
 	// PassedOn is the agent that it was passed on to by the one that it was for; what follows comes from there.
-	PassedOn string `json:"passed_on,omitempty"`
-	Class  envelope.Class `json:"class,omitempty"`
-	Reason string         `json:"reason,omitempty"`
+	PassedOn string         `json:"passed_on,omitempty"`
+	Class    envelope.Class `json:"class,omitempty"`
+	Reason   string         `json:"reason,omitempty"`
 }
 
 func (f Facts) String() string {

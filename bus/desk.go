@@ -16,10 +16,19 @@ import (
 // clients asked through this gateway's API.
 type desk struct{ b *Bus }
 
-func (d desk) Handle(_ context.Context, m *Incoming) error {
+func (d desk) Handle(ctx context.Context, m *Incoming) error {
 	e := m.Envelope()
 	if e.InReplyTo == "" {
 		return Never(envelope.ClassUndeliverable, errors.New("a gateway's own inbox takes answers only; send to an agent"))
+	}
+	if q := d.b.tracks.envelope(e.InReplyTo); q != nil {
+		err := d.b.mayAnswer(ctx, q.TargetAgent, e)
+		if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
+			return Never(envelope.ClassUnauthorised, err)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	key := resultKey(d.b.cfg.Gateway, e.InReplyTo)
 	m.extra = append(m.extra, Op{Verb: OpSet, Key: key,

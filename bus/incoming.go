@@ -472,8 +472,11 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 	if err != nil {
 		return nil, err
 	}
+	ans, err := m.believed(ctx, out)
+	if err != nil {
+		return nil, err
+	}
 	j.mu.Lock()
-	ans := j.answers[out.ID]
 	before := slices.Contains(j.asked, out.ID)
 	j.mu.Unlock()
 	switch {
@@ -507,14 +510,13 @@ func (m *Incoming) awaitAnswer(ctx context.Context, lent *envelope.Budget, out O
 	defer ib.b.tracks.hold(out.ID, -1)
 	for {
 		j.mu.Lock()
-		ans := j.answers[out.ID]
 		if j.answered == nil {
 			j.answered = make(chan struct{})
 		}
 		answered := j.answered
 		j.mu.Unlock()
-		if ans != nil {
-			return ans, nil
+		if ans, err := m.believed(ctx, out); ans != nil || err != nil {
+			return ans, err
 		}
 		tr, changed, _ := ib.b.tracks.get(out.ID)
 		if tr.Facts.Dead {

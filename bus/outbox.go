@@ -420,8 +420,12 @@ func (o *outbox) tell(agent string, receipts []json.RawMessage) {
 			ev := Event{Event: EventReceipt, At: envelope.At(o.b.now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
 			if e := o.b.tracks.envelope(id); e != nil {
 				ev = o.b.eventOf(EventReceipt, &e.Envelope)
+				if err := o.b.mayTellOf(&e.Envelope, agent); err != nil {
+					o.b.refuse(receiptsKey(o.b.cfg.Gateway, agent)+" of "+id, raw, err, "", agent)
+					continue
+				}
 			}
-			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By = r.State, r.Attempt, r.Class, r.Error, r.Gateway
+			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By, ev.PassedOn = r.State, r.Attempt, r.Class, r.Error, r.Gateway, r.To
 			o.b.emit(ev)
 		}
 	}

@@ -67,6 +67,8 @@ type receipt struct {
 	Attempt int            `json:"attempt,omitempty"`
 	Class   envelope.Class `json:"class,omitempty"`
 	Error   string         `json:"error,omitempty"`
+	// To is the agent that they were passed on to.
+	To string `json:"to,omitempty"`
 	// DeliveredAt is when the agent got (the first of) them, in receipts of a later state.
 	DeliveredAt *envelope.Time `json:"delivered_at,omitempty"`
 }
@@ -236,7 +238,7 @@ func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
 
 // joins reports whether two receipts differ in the message and its moments only.
 func (r receipt) joins(o receipt) bool {
-	return r.State == o.State && r.Attempt == o.Attempt && r.Class == o.Class && r.Error == o.Error && r.Gateway == o.Gateway &&
+	return r.State == o.State && r.Attempt == o.Attempt && r.Class == o.Class && r.Error == o.Error && r.Gateway == o.Gateway && r.To == o.To &&
 		(r.DeliveredAt == nil) == (o.DeliveredAt == nil)
 }
 

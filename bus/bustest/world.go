@@ -24,6 +24,8 @@ type world struct {
 	nodes []*node
 	// trust is set when the mesh believes signatures only.
 	trust *trusted
+	// book is where attacks are written down; nil: nowhere.
+	book *book
 }
 
 func (w *world) name(s string) string { return s + "-" + w.tag }

@@ -31,7 +31,7 @@ func perEnvelope(b *testing.B, n int) {
 
 // BenchmarkSignEntry is hashing all items and one signature.
 func BenchmarkSignEntry(b *testing.B) {
-	s := &Signer{"m", "a", keyA}
+	s := &Signer{Mesh: "m", Gateway: "a", Key: keyA}
 	for _, n := range []int{1, 32, 340} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			items := batch(n)
@@ -49,7 +49,7 @@ func BenchmarkVerifyEntry(b *testing.B) {
 	for _, n := range []int{1, 32, 340} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			items := batch(n)
-			st := (&Signer{"m", "a", keyA}).SignEntry(headOf(items), noon)
+			st := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignEntry(headOf(items), noon)
 			for b.Loop() {
 				if err := v.Entry(headOf(items), &st, "a"); err != nil {
 					b.Fatal(err)
@@ -64,7 +64,7 @@ func BenchmarkVerifyEntry(b *testing.B) {
 func BenchmarkVerifyParallel(b *testing.B) {
 	v := exampleVerifier()
 	h := headOf(batch(32))
-	st := (&Signer{"m", "a", keyA}).SignEntry(h, noon)
+	st := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignEntry(h, noon)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			if v.Entry(h, &st, "a") != nil {
@@ -77,7 +77,7 @@ func BenchmarkVerifyParallel(b *testing.B) {
 // BenchmarkRecord is a record of 1 KiB, signed and read.
 func BenchmarkRecord(b *testing.B) {
 	v := exampleVerifier()
-	s := &Signer{"m", "a", keyA}
+	s := &Signer{Mesh: "m", Gateway: "a", Key: keyA}
 	body := fmt.Appendf(nil, `{"x":"%s"}`, bytes.Repeat([]byte("x"), 1024))
 	raw := s.SignRecord(KindReceipts, "place", noon, body)
 	b.Run("sign", func(b *testing.B) {
@@ -103,7 +103,7 @@ func BenchmarkProof(b *testing.B) {
 		leaves[i] = Leaf(it, MetaHash(nil))
 	}
 	h := headOf(items)
-	p := Prove((&Signer{"m", "a", keyA}).SignEntry(h, noon), h, leaves, 200, MetaHash(nil))
+	p := Prove((&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignEntry(h, noon), h, leaves, 200, MetaHash(nil))
 	start := time.Now()
 	for b.Loop() {
 		if err := v.Proof(p, items[200], "a"); err != nil {

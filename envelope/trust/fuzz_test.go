@@ -37,7 +37,7 @@ func FuzzDecodeSet(f *testing.F) {
 
 // FuzzSplitRecord: a record comes apart only into what would be put together to the same bytes.
 func FuzzSplitRecord(f *testing.F) {
-	s := &Signer{"m", "a", keyA}
+	s := &Signer{Mesh: "m", Gateway: "a", Key: keyA}
 	f.Add(s.SignRecord(KindTerm, "place", noon, []byte(`{"a":1}`)))
 	f.Add(s.SignRecord(KindTerm, "place", noon, []byte(`{}`)))
 	f.Add([]byte(`{"signed":{"mesh":"m"}}`))
@@ -64,7 +64,7 @@ func FuzzSplitRecord(f *testing.F) {
 // FuzzDecodeProof: a proof has one form, and proves only what was sent.
 func FuzzDecodeProof(f *testing.F) {
 	h, leaves, items := exampleEntry(5)
-	st := (&Signer{"m", "a", keyA}).SignEntry(h, noon)
+	st := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignEntry(h, noon)
 	for i := range items {
 		f.Add(Prove(st, h, leaves, i, MetaHash(nil)).Encode(), items[i])
 	}
@@ -92,7 +92,7 @@ func FuzzDecodeProof(f *testing.F) {
 
 // FuzzDecodeJoinRequest: whoever asks holds the key that he asks for.
 func FuzzDecodeJoinRequest(f *testing.F) {
-	s := &Signer{"m", "c", stranger}
+	s := &Signer{Mesh: "m", Gateway: "c", Key: stranger}
 	token := &Token{Gateway: "c", Expires: noon, Operator: operator.Public(), secret: bytes.Repeat([]byte{1}, 32)}
 	f.Add(NewJoinRequest(s, []string{"jerry", "q-*"}, nil, noon))
 	f.Add(NewJoinRequest(s, nil, token, noon))

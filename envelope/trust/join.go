@@ -29,6 +29,8 @@ type JoinRequest struct {
 	// Token and MAC show that the asking one was given a token: its id, and an HMAC under its secret.
 	Token string `json:"token,omitempty"`
 	MAC   []byte `json:"mac,omitempty"`
+	// Vouch is the key of the gateway that counts now, saying that this one is to follow it.
+	Vouch *Stamp `json:"vouch,omitempty"`
 }
 
 // maxRequest bounds a request.

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
@@ -26,6 +27,7 @@ const (
 	KindJoin     Kind = "join-request" // that a gateway wants to join
 	KindPolicy   Kind = "policy"       // who may ask what of whom; an operator's
 	KindAudit    Kind = "audit"        // that a log of what happened is whole up to here
+	KindRotate   Kind = "key-rotation" // that another key of the gateway is to follow
 )
 
 // A Stamp is a signature and what must be known to check it.
@@ -54,16 +56,19 @@ func statement(kind Kind, st *Stamp, place string, body []byte) []byte {
 	return append(b, body...)
 }
 
-// Signer is a key that speaks for a gateway of a mesh.
+// Signer is a key that speaks for a gateway of a mesh. Key is the first one; see [Signer.Use].
 type Signer struct {
 	Mesh, Gateway string
 	Key           *Key
+
+	now atomic.Pointer[Key] // nil: Key
 }
 
 // Sign makes the stamp of a body at a place (a key of the store).
 func (s *Signer) Sign(kind Kind, place string, at time.Time, body []byte) Stamp {
-	st := Stamp{Mesh: s.Mesh, Gateway: s.Gateway, Key: s.Key.id, At: envelope.At(at)}
-	st.Sig = ed25519.Sign(s.Key.private, statement(kind, &st, place, body))
+	key := s.Current()
+	st := Stamp{Mesh: s.Mesh, Gateway: s.Gateway, Key: key.id, At: envelope.At(at)}
+	st.Sig = ed25519.Sign(key.private, statement(kind, &st, place, body))
 	return st
 }
 

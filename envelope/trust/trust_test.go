@@ -90,7 +90,7 @@ func wantReason(t *testing.T, err error, want Reason) {
 func TestRecord(t *testing.T) {
 	const place = "openclaw/receipts/b/from/jerry"
 	body := []byte(`{"cursor":7,"receipts":[{"error":",\"signed\":{"}]}`)
-	a := &Signer{"m", "a", keyA}
+	a := &Signer{Mesh: "m", Gateway: "a", Key: keyA}
 	good := a.SignRecord(KindReceipts, place, noon, body)
 	for _, c := range []struct {
 		name  string
@@ -115,13 +115,13 @@ func TestRecord(t *testing.T) {
 		{name: "for an agent it may not host", raw: good, agent: "bobby", want: NotHost},
 		{name: "for another gateway's own inbox", raw: good, agent: "b", want: NotHost},
 		{name: "what only another may write", raw: good, by: "b", want: WrongGateway},
-		{name: "in another's name", raw: (&Signer{"m", "b", keyA}).SignRecord(KindReceipts, place, noon, body), by: "b", want: WrongGateway},
-		{name: "of another mesh", raw: (&Signer{"n", "a", keyA}).SignRecord(KindReceipts, place, noon, body), by: "a", want: WrongMesh},
-		{name: "by a stranger", raw: (&Signer{"m", "a", stranger}).SignRecord(KindReceipts, place, noon, body), by: "a", want: UnknownKey},
-		{name: "by an operator", raw: (&Signer{"m", "a", operator}).SignRecord(KindReceipts, place, noon, body), by: "a", want: UnknownKey},
-		{name: "by a revoked key", raw: (&Signer{"m", "a", keyGone}).SignRecord(KindReceipts, place, noon.Add(-2*time.Hour), body), by: "a", want: Revoked},
-		{name: "by a key that ended", raw: (&Signer{"m", "a", keyOld}).SignRecord(KindReceipts, place, noon, body), by: "a", want: OutOfTime},
-		{name: "by a key before it ended", raw: (&Signer{"m", "a", keyOld}).SignRecord(KindReceipts, place, noon.Add(-2*time.Hour), body), by: "a"},
+		{name: "in another's name", raw: (&Signer{Mesh: "m", Gateway: "b", Key: keyA}).SignRecord(KindReceipts, place, noon, body), by: "b", want: WrongGateway},
+		{name: "of another mesh", raw: (&Signer{Mesh: "n", Gateway: "a", Key: keyA}).SignRecord(KindReceipts, place, noon, body), by: "a", want: WrongMesh},
+		{name: "by a stranger", raw: (&Signer{Mesh: "m", Gateway: "a", Key: stranger}).SignRecord(KindReceipts, place, noon, body), by: "a", want: UnknownKey},
+		{name: "by an operator", raw: (&Signer{Mesh: "m", Gateway: "a", Key: operator}).SignRecord(KindReceipts, place, noon, body), by: "a", want: UnknownKey},
+		{name: "by a revoked key", raw: (&Signer{Mesh: "m", Gateway: "a", Key: keyGone}).SignRecord(KindReceipts, place, noon.Add(-2*time.Hour), body), by: "a", want: Revoked},
+		{name: "by a key that ended", raw: (&Signer{Mesh: "m", Gateway: "a", Key: keyOld}).SignRecord(KindReceipts, place, noon, body), by: "a", want: OutOfTime},
+		{name: "by a key before it ended", raw: (&Signer{Mesh: "m", Gateway: "a", Key: keyOld}).SignRecord(KindReceipts, place, noon.Add(-2*time.Hour), body), by: "a"},
 		{name: "before its key began", raw: a.SignRecord(KindReceipts, place, noon.Add(-25*time.Hour), body), by: "a", want: OutOfTime},
 		{name: "by a clock that is ahead", raw: a.SignRecord(KindReceipts, place, noon.Add(time.Hour), body), by: "a"},
 		{name: "another key's id", raw: bytes.Replace(good, []byte(keyA.ID()), []byte(keyB.ID()), 1), by: "a", want: WrongGateway},
@@ -153,7 +153,7 @@ func TestOpenAndEnforced(t *testing.T) {
 		t.Error("an open verifier refuses")
 	}
 	strict := NewVerifier("m", true)
-	signed := (&Signer{"m", "a", keyA}).SignRecord(KindTerm, "k", noon, []byte(`{}`))
+	signed := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignRecord(KindTerm, "k", noon, []byte(`{}`))
 	_, _, err = strict.Record(KindTerm, "k", signed, "a", "")
 	wantReason(t, err, NoTrustSet)
 	_, _, err = strict.Record(KindTerm, "k", []byte(`{}`), "a", "")
@@ -228,7 +228,7 @@ func exampleEntry(n int) (*EntryHead, []Hash, [][]byte) {
 func TestEntryAndProof(t *testing.T) {
 	v := exampleVerifier()
 	h, leaves, items := exampleEntry(5)
-	st := (&Signer{"m", "a", keyA}).SignEntry(h, noon)
+	st := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).SignEntry(h, noon)
 	wantReason(t, v.Entry(h, &st, "a"), "")
 	wantReason(t, v.Entry(h, &st, "b"), WrongGateway)
 	wantReason(t, v.Entry(h, nil, "a"), Unsigned)
@@ -259,7 +259,7 @@ func TestEntryAndProof(t *testing.T) {
 	}
 	wantReason(t, v.Proof(nil, items[0], "a"), Unsigned)
 	// A signature over something else is no proof of an entry.
-	rec := (&Signer{"m", "a", keyA}).Sign(KindRecord, h.Lane, noon, h.body())
+	rec := (&Signer{Mesh: "m", Gateway: "a", Key: keyA}).Sign(KindRecord, h.Lane, noon, h.body())
 	wantReason(t, v.Entry(h, &rec, "a"), BadSignature)
 }
 
@@ -453,7 +453,7 @@ func TestKeyNeverPrints(t *testing.T) {
 		T *Token
 		S *Signer
 	}
-	h := holder{k, token, &Signer{"m", "a", k}}
+	h := holder{k, token, &Signer{Mesh: "m", Gateway: "a", Key: k}}
 	var said []string
 	for _, f := range []string{"%v", "%+v", "%s", "%x", "%q"} {
 		said = append(said, fmt.Sprintf(f, k), fmt.Sprintf(f, token), fmt.Sprintf(f, h.K))
@@ -482,7 +482,7 @@ func TestJoin(t *testing.T) {
 		t.Fatalf("token does not come back: %v, %v", parsed, err)
 	}
 	place := RequestsPrefix + "c"
-	mine := &Signer{"m", "c", stranger}
+	mine := &Signer{Mesh: "m", Gateway: "c", Key: stranger}
 	raw := NewJoinRequest(mine, []string{"jerry"}, parsed, noon)
 	r, _, err := DecodeJoinRequest(place, "m", raw)
 	if err != nil {
@@ -494,7 +494,7 @@ func TestJoin(t *testing.T) {
 	if token.Admits("m", r, noon.Add(2*time.Hour)) == nil || token.Admits("n", r, noon) == nil {
 		t.Error("a token outlives its end, or its mesh")
 	}
-	thief, _, err := DecodeJoinRequest(place, "m", NewJoinRequest(&Signer{"m", "c", seeded(8)}, nil, nil, noon))
+	thief, _, err := DecodeJoinRequest(place, "m", NewJoinRequest(&Signer{Mesh: "m", Gateway: "c", Key: seeded(8)}, nil, nil, noon))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,9 @@ type Verifier struct {
 	mesh    string
 	enforce bool
 	view    atomic.Pointer[view]
+	// missing is asked before a key counts as unknown: a gateway signs with a new one as soon as the set names it, and
+	// this set may be older. It returns when there is no newer one.
+	missing atomic.Pointer[func()]
 }
 
 // view is a set, looked up by key.
@@ -77,8 +80,26 @@ func (v *Verifier) Set() *Set {
 // Enforced reports whether what is unsigned is refused.
 func (v *Verifier) Enforced() bool { return v.enforce || v.view.Load() != nil }
 
-// key finds the key that a stamp names and judges it. A nil key without an error means that nothing is enforced.
+// OnMissing sets what is done before a key that the set does not name is refused: look for a newer set, and [Verifier.Use] it.
+// It is called from whatever goroutine judges, once a judgement, and must be quick.
+func (v *Verifier) OnMissing(look func()) { v.missing.Store(&look) }
+
+// key is keyOf, with a look for a newer set when the key is not in this one.
 func (v *Verifier) key(st *Stamp) (*heldKey, *view, error) {
+	k, w, err := v.keyOf(st)
+	look := v.missing.Load()
+	if refused, ok := err.(*Refusal); !ok || refused.Reason != UnknownKey || look == nil { //nolint:errorlint // keyOf made it
+		return k, w, err
+	}
+	(*look)()
+	if v.view.Load() == w {
+		return k, w, err
+	}
+	return v.keyOf(st)
+}
+
+// keyOf finds the key that a stamp names and judges it. A nil key without an error means that nothing is enforced.
+func (v *Verifier) keyOf(st *Stamp) (*heldKey, *view, error) {
 	w := v.view.Load()
 	switch {
 	case w == nil && !v.enforce:
@@ -165,7 +186,7 @@ func (v *Verifier) Proof(p *Proof, canonical []byte, by string) error {
 
 // Speaks says why what the signer signs now would be refused, or nil.
 func (v *Verifier) Speaks(s *Signer, now time.Time) error {
-	_, _, err := v.key(&Stamp{Mesh: s.Mesh, Gateway: s.Gateway, Key: s.Key.id, At: envelope.At(now)})
+	_, _, err := v.keyOf(&Stamp{Mesh: s.Mesh, Gateway: s.Gateway, Key: s.Current().id, At: envelope.At(now)})
 	return err
 }
 

@@ -67,6 +67,13 @@ type Config struct {
 	Trust     *trust.Verifier
 	Anchor    *trust.Anchor
 	JoinToken *trust.Token
+	// NextKey is to follow the Signer's as soon as the set names it; nil: none. KeyChanged is told right before a next key is
+	// signed with, see [Bus.Rotate]; it may be nil.
+	NextKey    *trust.Key
+	KeyChanged func(*trust.Key)
+	// Policy judges what lies at trust.PolicyKey, by the trust set (nil: there is none), and takes it up; an error is a refusal.
+	// It is asked with every heartbeat. nil: nobody reads it.
+	Policy func(raw []byte, set *trust.Set) error
 	// Marks is a file of this gateway's own that keeps how far its lanes had come; empty: nothing is kept, and a lane that was put
 	// back to an older state during a restart is not noticed.
 	Marks string
@@ -138,6 +145,9 @@ type Bus struct {
 	packer   packer
 	refusals refusals
 	marks    *marks
+	// next is the key that waits for the operator. trustMu is held by whoever judges a set and goes by it.
+	next    atomic.Pointer[trust.Key]
+	trustMu sync.Mutex
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -181,6 +191,7 @@ func New(cfg Config) (*Bus, error) {
 	b.workers = newWorkers(b)
 	b.payloads = semaphore.NewWeighted(resolvedBytes)
 	b.blobOrphans = orphans{}
+	b.next.Store(cfg.NextKey)
 	return b, nil
 }
 
@@ -219,6 +230,9 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	if err := b.session.open(ctx); err != nil {
 		b.kill()
 		return err
+	}
+	if b.cfg.Anchor != nil && b.cfg.Trust != nil {
+		b.cfg.Trust.OnMissing(b.lookForTrust)
 	}
 	b.readTrust(ctx)
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})

@@ -63,7 +63,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 	var order []string
 	byLane := map[string][]laneItem{}
 	var sources []*source
-	bySource := map[*source][]receipt{}
+	bySource, again := map[*source][]receipt{}, map[*source]bool{}
 	touch := func(s *source) {
 		if _, ok := bySource[s]; !ok {
 			bySource[s] = nil
@@ -89,6 +89,10 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 				touch(j.src)
 			}
 		}
+		if u.again != nil {
+			touch(u.again)
+			again[u.again] = true
+		}
 		for _, r := range u.receipts {
 			touch(r.src)
 			bySource[r.src] = joinReceipt(bySource[r.src], r.receipt)
@@ -102,7 +106,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 		p.appendLane(w, l, byLane[to], now, a.entry(l, len(byLane[to])))
 	}
 	for _, s := range sources {
-		p.appendPage(w.b, s, bySource[s])
+		p.appendPage(w.b, s, bySource[s], again[s])
 	}
 	for _, u := range batch {
 		for _, po := range u.pending {
@@ -208,8 +212,8 @@ func (p *plan) appendLane(w *writer, l *lane, items []laneItem, now envelope.Tim
 }
 
 // appendPage adds receipts to a lane's page and moves its cursor over the entries that this
-// batch completes.
-func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
+// batch completes. again writes it when there is nothing new, too.
+func (p *plan) appendPage(b *Bus, s *source, receipts []receipt, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, done := s.page, 0
@@ -220,7 +224,7 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 		next.cursor, next.count = e.seq, e.count
 		done++
 	}
-	if len(receipts) == 0 && done == 0 {
+	if len(receipts) == 0 && done == 0 && (!again || s.page.value == nil) {
 		return // part of an entry went to records of its own; the cursor waits for the rest
 	}
 	if len(receipts) > 0 && next.messages >= headReceipts {

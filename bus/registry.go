@@ -239,11 +239,12 @@ func (r *registry) signFields(plain map[string]string) {
 	}
 	r.signMu.Lock()
 	defer r.signMu.Unlock()
+	by := r.b.cfg.Signer.Current()
 	for prefix, fields := range groups {
 		key := prefix + signedField
 		body := mustEncode(signedFields{fields})
-		if old := r.signed[key]; !bytes.Equal(old.body, body) {
-			r.signed[key] = signedRecord{body, string(r.b.sign(trust.KindRegistry, key, body))}
+		if old := r.signed[key]; old.by != by || !bytes.Equal(old.body, body) {
+			r.signed[key] = signedRecord{body, string(r.b.sign(trust.KindRegistry, key, body)), by}
 		}
 		plain[key] = r.signed[key].value
 	}
@@ -252,6 +253,7 @@ func (r *registry) signFields(plain map[string]string) {
 type signedRecord struct {
 	body  []byte
 	value string
+	by    *trust.Key
 }
 
 // The plan's registry values are plain text, and JSON where they are lists.

@@ -283,7 +283,7 @@ func (b *Bus) trusted() error {
 		return fmt.Errorf("%w: it has no key", ErrUntrusted)
 	}
 	if err := b.cfg.Trust.Speaks(s, b.now()); err != nil {
-		return fmt.Errorf("%w: %w; the operator can let it in: gatemesh trust approve %s --key %s", ErrUntrusted, err, s.Gateway, s.Key.ID())
+		return fmt.Errorf("%w: %w; the operator can let it in: gatemesh trust approve %s --key %s", ErrUntrusted, err, s.Gateway, s.Current().ID())
 	}
 	return nil
 }
@@ -308,40 +308,35 @@ func (b *Bus) readTrust(ctx context.Context) {
 	if err != nil || p == nil {
 		return // what was pinned goes on to count
 	}
-	if b.cfg.Anchor.Pinned() {
-		set, err := b.cfg.Anchor.Accept(p.Value)
-		switch {
-		case err != nil:
-			b.refuse(trust.SetKey, p.Value, err, "", "")
-		case b.cfg.Trust.Set() != set:
-			b.cfg.Trust.Use(set)
-			b.log.Info("trust set taken", "version", set.Version, "gateways", len(set.Gateways), "enforced", true)
-			b.elector.kick()
-		}
-	}
+	b.takeTrust(ctx, p.Value)
+	b.changeKey(ctx)
 	b.askToJoin(ctx, p.Value)
+	b.readPolicy(ctx)
 }
 
-// askToJoin puts this gateway's request into the store while the set there does not name its key.
+// askToJoin puts this gateway's request into the store while the set there does not name its key, or the one that is to
+// follow it.
 func (b *Bus) askToJoin(ctx context.Context, raw []byte) {
 	s := b.cfg.Signer
 	set, _, err := trust.DecodeSet(raw)
 	if s == nil || err != nil {
 		return
 	}
-	if m := set.Member(s.Gateway); m != nil {
-		for _, k := range m.Keys {
-			if k.Public == trust.EncodePublic(s.Key.Public()) {
-				return
-			}
+	wanted, next := s.Current(), b.next.Load()
+	if set.Names(s.Gateway, wanted.Public(), b.now()) {
+		if next == nil || set.Names(s.Gateway, next.Public(), b.now()) {
+			return
 		}
+		wanted = next
+	} else {
+		next = nil // nobody would believe who vouches for it
 	}
 	key := trust.RequestsPrefix + s.Gateway
 	if p, err := b.store.Get(ctx, key); err != nil {
 		return
 	} else if p != nil {
-		if r, _, err := trust.DecodeJoinRequest(key, s.Mesh, p.Value); err == nil && r.Public == trust.EncodePublic(s.Key.Public()) &&
-			(b.cfg.JoinToken == nil || r.Token == b.cfg.JoinToken.ID()) {
+		if r, _, err := trust.DecodeJoinRequest(key, s.Mesh, p.Value); err == nil && r.Public == trust.EncodePublic(wanted.Public()) &&
+			(next != nil && r.Vouch != nil && r.Vouch.Key == s.Current().ID() || next == nil && (b.cfg.JoinToken == nil || r.Token == b.cfg.JoinToken.ID())) {
 			return
 		}
 	}
@@ -351,13 +346,22 @@ func (b *Bus) askToJoin(ctx context.Context, raw []byte) {
 			agents = append(agents, id)
 		}
 	}
+	request := trust.NewJoinRequest(s, agents, b.cfg.JoinToken, b.now())
+	if next != nil {
+		request = trust.NewRotationRequest(s, next, agents, b.now())
+	}
 	if _, err := b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: b.session.id()},
-		{Verb: OpSet, Key: key, Value: trust.NewJoinRequest(s, agents, b.cfg.JoinToken, b.now())},
+		{Verb: OpSet, Key: key, Value: request},
 	}); err != nil {
 		b.log.Debug("ask to join", "error", err)
 		return
 	}
-	b.log.Warn("this gateway is not in the mesh's trust set and asks to join", "key", s.Key.ID(),
-		"fix", "gatemesh trust approve "+s.Gateway+" --key "+s.Key.ID()+" (on the operator's machine)")
+	if next != nil {
+		b.log.Warn("this gateway asks for its next key to be let into the trust set", "key", s.Current().ID(), "next", next.ID(),
+			"fix", "gatemesh keys rotate gateway "+s.Gateway+" --key "+next.ID()+" (on the operator's machine)")
+		return
+	}
+	b.log.Warn("this gateway is not in the mesh's trust set and asks to join", "key", s.Current().ID(),
+		"fix", "gatemesh trust approve "+s.Gateway+" --key "+s.Current().ID()+" (on the operator's machine)")
 }

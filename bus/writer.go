@@ -38,6 +38,8 @@ type unit struct {
 	beyond []uint64
 	// mend names a lane whose bell is to be put back if it is not what this gateway wrote.
 	mend string
+	// again is a lane whose cursor is to be written once more, as it is.
+	again *source
 
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.

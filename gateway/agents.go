@@ -126,6 +126,9 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 	if err := g.checkReload(cfg); err != nil {
 		return nil, nil, fmt.Errorf("reload: %w", err)
 	}
+	if err := g.reloadKey(); err != nil {
+		return nil, nil, fmt.Errorf("reload: %w", err)
+	}
 	changed, _ = Reloadable(g.last, cfg)
 	sinceStart, needRestart := Reloadable(g.start, cfg)
 	for _, key := range sinceStart {

@@ -60,6 +60,8 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
+		at("GET /v1/keys", roleOperate, 0, g.getKeys),
+		at("POST /v1/keys/rotate", roleOperate, 0, g.postRotate),
 		at("DELETE /v1/state/events", roleOperate, 0, g.deleteStateEvents),
 		at("DELETE /v1/state/focus", roleOperate, 0, g.deleteFocus),
 	}

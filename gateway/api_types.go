@@ -38,13 +38,15 @@ import (
 //	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
+//	GET  /v1/keys              KeysResponse: this gateway's keys and tokens, never a secret
+//	POST /v1/keys/rotate       KeysResponse: makes the next key and asks the operator for it; no body
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
 //
 // Everything below /v1 needs "Authorization: Bearer TOKEN" when the gateway has
-// tokens. What a token may do is its role: read is enough for every GET, send for what adds (messages, fan-outs,
-// events, the focus), operate for what takes away from others (redrive, purge, cancel, clearing). The roles
+// tokens. What a token may do is its role: read is enough for every GET but that of the keys, send for what adds (messages, fan-outs,
+// events, the focus), operate for what takes away from others (redrive, purge, cancel, clearing) and for the keys. The roles
 // include each other; api_routes.go has the table. A browser, which cannot set that header on a WebSocket, offers the
 // subprotocols StreamProtocol and StreamTokenPrefix + unpadded base64url of the token.
 //

@@ -138,7 +138,7 @@ func openAudit(dir string, limit int64, signer *trust.Signer, version string, lo
 	if err != nil {
 		return nil, err
 	}
-	start := auditStart{Gateway: signer.Gateway, Version: version, Key: signer.Key.ID()}
+	start := auditStart{Gateway: signer.Gateway, Version: version, Key: signer.Current().ID()}
 	if len(files) == 0 {
 		a.number = 1
 	} else {

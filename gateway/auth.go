@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -38,6 +39,8 @@ type caller struct {
 	// guessable: a person chose it, so how often it may be tried matters.
 	guessable bool
 	limit     *rate.Limiter // nil: none
+	// used is when it was let in last, in Unix milliseconds; 0: not yet.
+	used atomic.Int64
 }
 
 // anyone is who calls a gateway without tokens.
@@ -149,6 +152,7 @@ func (g *Gateway) admit(r *http.Request, need role) (*caller, *APIError) {
 		e.retry = time.Second
 		return c, e
 	}
+	c.used.Store(now.UnixMilli())
 	return c, nil
 }
 
@@ -190,6 +194,11 @@ func (g *Gateway) setGuard(c GatewayConfig, changed []string) {
 		return // the counts of what tokens ask for go on
 	}
 	u := newGuard(c)
+	for _, before := range g.guard.Load().callers {
+		if now := u.find(before.hash, false); now != nil {
+			now.used.Store(before.used.Load())
+		}
+	}
 	g.guard.Store(u)
 	g.hub.revoke(u.holds)
 }

@@ -51,6 +51,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 	}
 	cfg.Signer, cfg.Trust, cfg.Anchor, cfg.JoinToken = g.identity.signer, g.identity.verifier, g.identity.anchor, g.identity.token
 	cfg.Marks = g.identity.marks
+	cfg.NextKey, cfg.KeyChanged, cfg.Policy = g.identity.next.Load(), g.keyChanged, g.takePolicy
 	if check != "" {
 		cfg.SessionChecks = []string{check}
 	}

@@ -144,6 +144,11 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	if err := g.policy.set(cfg); err != nil {
 		return nil, err
 	}
+	if p := g.identity.policy.Policy(); p != nil {
+		if err := g.policy.setSigned(p); err != nil {
+			return nil, fmt.Errorf("the mesh's policy %d that is pinned in %s: %w", p.Version, policyFile, err)
+		}
+	}
 	g.notReady("starting")
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
@@ -197,7 +202,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	slices.Sort(agents)
 	g.log.Info("gateway is up", "gateway", g.name, "url", g.url, "store", g.deps.Store.Describe(),
 		"agents", strings.Join(agents, ","), "version", g.deps.Version, "tls", g.cert != nil, "token", !g.guard.Load().open,
-		"key", g.identity.signer.Key.ID(), "trust", g.identity.describe())
+		"key", g.identity.signer.Current().ID(), "trust", g.identity.describe())
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 const (
 	IdentityFile = "identity.key"
 	pinFile      = "trust-set.json"
+	policyFile   = "policy.json"
 	AuditDir     = "audit"
 	marksFile    = "lanes.json"
 )
@@ -43,6 +44,12 @@ type identity struct {
 	verifier *trust.Verifier
 	// marks is the file of how far the lanes had come; "": none.
 	marks string
+	// home is where the key comes from, dir where it lies then; next is the one that waits for the operator.
+	home keyHome
+	dir  string
+	next atomicKey
+	// policy is the newest signed policy of the mesh.
+	policy *trust.PolicyAnchor
 	// loose is why the key does not outlive the process, if so.
 	loose error
 	// token shows the operator who asks to join; nil: he compares keys.
@@ -58,16 +65,17 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 		}
 		dir = ""
 	}
-	key, err := gatewayKey(cfg, dir)
+	found, err := findKeys(cfg, dir)
 	mesh, loose := cfg.Mesh.Cluster.ID, error(nil)
 	if unwritable := (*fs.PathError)(nil); errors.As(err, &unwritable) && !cfg.Mesh.trusts() && absent(filepath.Join(dir, pinFile)) {
 		// An open mesh believes everybody: there it must not keep a gateway from starting.
-		key, dir, loose, err = trust.NewKey(), "", err, nil
+		found, dir, loose, err = foundKeys{key: trust.NewKey()}, "", err, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("this gateway's key (mesh.identity): %w", err)
 	}
-	id := &identity{loose: loose, signer: &trust.Signer{Mesh: mesh, Gateway: cfg.Mesh.Gateway, Key: key}}
+	id := &identity{loose: loose, home: found.home, dir: dir, signer: &trust.Signer{Mesh: mesh, Gateway: cfg.Mesh.Gateway, Key: found.key}}
+	id.next.Store(found.next)
 	var operators []ed25519.PublicKey
 	for _, text := range cfg.Mesh.Trust.OperatorKeys {
 		public, err := trust.ParsePublic(text)
@@ -82,9 +90,12 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 		}
 		operators = append(operators, id.token.Operator)
 	}
-	pin := ""
+	pin, policy := "", ""
 	if dir != "" {
-		pin, id.marks = filepath.Join(dir, pinFile), filepath.Join(dir, marksFile)
+		pin, policy, id.marks = filepath.Join(dir, pinFile), filepath.Join(dir, policyFile), filepath.Join(dir, marksFile)
+	}
+	if id.policy, err = trust.OpenPolicyAnchor(policy, mesh); err != nil {
+		return nil, err
 	}
 	if id.anchor, err = trust.OpenAnchor(pin, mesh, operators); err != nil {
 		return nil, err
@@ -92,6 +103,9 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 	id.verifier = trust.NewVerifier(mesh, cfg.Mesh.Trust.Mode == "enforce")
 	if set := id.anchor.Set(); set != nil {
 		id.verifier.Use(set)
+	}
+	if err := id.takeNext(); err != nil {
+		return nil, fmt.Errorf("this gateway's key: %w", err)
 	}
 	return id, nil
 }
@@ -105,24 +119,6 @@ func absent(path string) bool {
 // trusts reports whether anything was said of whom to believe.
 func (m *MeshConfig) trusts() bool {
 	return m.Trust.Mode == "enforce" || len(m.Trust.OperatorKeys) > 0 || m.Trust.EnrollToken != "" || m.Identity.KeyFile != ""
-}
-
-func gatewayKey(cfg *Config, dir string) (*trust.Key, error) {
-	if path := cfg.Mesh.Identity.KeyFile; path != "" {
-		return trust.LoadKey(path)
-	}
-	if text, _ := cfg.source.env(keyVariable); text != "" {
-		key, err := trust.ParseKey([]byte(text))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", keyVariable, err)
-		}
-		return key, nil
-	}
-	if dir == "" {
-		return trust.NewKey(), nil
-	}
-	key, _, err := trust.LoadOrMakeKey(filepath.Join(dir, IdentityFile))
-	return key, err
 }
 
 // describe says in a few words what is believed.
@@ -154,5 +150,5 @@ func (id *identity) state() (key, state string, version uint64) {
 	} else if id.verifier.Enforced() {
 		state = TrustWaiting
 	}
-	return id.signer.Key.ID(), state, version
+	return id.signer.Current().ID(), state, version
 }

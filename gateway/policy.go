@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // PolicyConfig says which remote agent may invoke which capability of which agent of this gateway (plan, "Security
@@ -39,19 +40,25 @@ type Verdict struct {
 	// Rule names the rule that decided; empty when none did.
 	Rule   string `json:"rule,omitempty"`
 	Number int    `json:"number,omitempty"` // of the rule, from 1
+	// Where the rule stands: "mesh.policy" of the configuration, or "openclaw/policy" with its version.
+	Where  string `json:"where,omitempty"`
 	Reason string `json:"reason"`
 }
 
-// Policy judges messages. Safe for concurrent use.
+// Policy judges messages: by the rules of this gateway's configuration first, then by those of the mesh, which an operator has
+// signed, then by the configuration's default. Safe for concurrent use.
 type Policy struct {
 	self      string
 	allow     bool
 	operators []string
 	rules     []*policyRule
+	// mesh is the version of the signed policy in it; 0: none.
+	mesh uint64
 }
 
 type policyRule struct {
 	PolicyRule
+	where                   string // it stands
 	number                  int
 	agent, gateway, to, cap string // patterns
 	limit                   rate.Limit
@@ -72,8 +79,19 @@ func NewPolicy(cfg PolicyConfig, self string) (*Policy, error) {
 			return nil, &policyError{"operators", fmt.Sprintf("%q is not a pattern: %v", pattern, err)}
 		}
 	}
-	for i, c := range cfg.Rules {
-		r := &policyRule{PolicyRule: c, number: i + 1, to: c.To, cap: c.Capability, limiters: map[string]*rate.Limiter{}}
+	if err := p.add(cfg.Rules, configRules); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// configRules is where the rules of the configuration stand.
+const configRules = "mesh.policy"
+
+// add puts rules behind those that are there.
+func (p *Policy) add(rules []PolicyRule, where string) error {
+	for i, c := range rules {
+		r := &policyRule{PolicyRule: c, where: where, number: i + 1, to: c.To, cap: c.Capability, limiters: map[string]*rate.Limiter{}}
 		at := func(field string) string { return fmt.Sprintf("rules[%d].%s", i, field) }
 		var pinned bool
 		if r.agent, r.gateway, pinned = strings.Cut(c.From, "@"); !pinned {
@@ -88,21 +106,21 @@ func NewPolicy(cfg PolicyConfig, self string) (*Policy, error) {
 			}
 			// Names hold no slash, so a star of path.Match is any text.
 			if _, err := path.Match(*f.pattern, ""); err != nil || strings.ContainsAny(*f.pattern, "/@") {
-				return nil, &policyError{at(f.name), fmt.Sprintf("%q is not a pattern of names: * is any text, ? one letter, [abc] one of these", *f.pattern)}
+				return &policyError{at(f.name), fmt.Sprintf("%q is not a pattern of names: * is any text, ? one letter, [abc] one of these", *f.pattern)}
 			}
 		}
 		if c.Action == "deny" && (c.Rate != "" || c.MaxPayload != 0) {
-			return nil, &policyError{at("action"), "a rule that denies has no rate and no maxPayload"}
+			return &policyError{at("action"), "a rule that denies has no rate and no maxPayload"}
 		}
 		if c.Rate != "" {
 			var err error
 			if r.limit, r.burst, err = parseRate(c.Rate); err != nil {
-				return nil, &policyError{at("rate"), err.Error()}
+				return &policyError{at("rate"), err.Error()}
 			}
 		}
 		p.rules = append(p.rules, r)
 	}
-	return p, nil
+	return nil
 }
 
 // policyError is one mistake in a policy, with the place below mesh.policy.
@@ -146,7 +164,7 @@ func (p *Policy) judge(i bus.Invocation) (Verdict, *policyRule) {
 		if !matches(r.agent, i.From.Agent) || !matches(r.gateway, i.From.Gateway) || !matches(r.to, i.To) || !matches(r.cap, i.Capability) {
 			continue
 		}
-		v := Verdict{Allowed: r.Action != "deny", Rule: r.name(), Number: r.number}
+		v := Verdict{Allowed: r.Action != "deny", Rule: r.name(), Number: r.number, Where: r.where}
 		switch {
 		case !v.Allowed:
 			v.Reason = fmt.Sprintf("%s denies %s of %s to %s", r.title(), capabilityText(i.Capability), i.To, from)
@@ -167,7 +185,12 @@ func (p *Policy) judge(i bus.Invocation) (Verdict, *policyRule) {
 	case p.allow:
 		return Verdict{Allowed: true, Reason: `no rule is about it, and mesh.policy.default is "allow"`}, nil
 	}
-	return Verdict{Reason: fmt.Sprintf("no rule of %s allows %s to ask %s of %s: add one to mesh.policy.rules", p.self, from, capabilityText(i.Capability), i.To)}, nil
+	mesh := ""
+	if p.mesh > 0 {
+		mesh = fmt.Sprintf(" and none of %s (version %d)", trust.PolicyKey, p.mesh)
+	}
+	return Verdict{Reason: fmt.Sprintf("no rule of %s%s allows %s to ask %s of %s: add one to mesh.policy.rules, or to the mesh's policy (gatemesh policy publish)",
+		p.self, mesh, from, capabilityText(i.Capability), i.To)}, nil
 }
 
 // Authorize is the bus's question: an error is a refusal and its reason.
@@ -213,9 +236,9 @@ func (r *policyRule) name() string {
 
 func (r *policyRule) title() string {
 	if r.Name != "" {
-		return fmt.Sprintf("rule %d (%s)", r.number, r.Name)
+		return fmt.Sprintf("rule %d (%s) of %s", r.number, r.Name, r.where)
 	}
-	return fmt.Sprintf("rule %d", r.number)
+	return fmt.Sprintf("rule %d of %s", r.number, r.where)
 }
 
 func capabilityText(c string) string {
@@ -225,13 +248,36 @@ func capabilityText(c string) string {
 	return c
 }
 
-// livePolicy is the policy of the last configuration.
-type livePolicy struct{ atomic.Pointer[Policy] }
+// livePolicy is the policy of the last configuration and of the mesh.
+type livePolicy struct {
+	atomic.Pointer[Policy]
+
+	mu     sync.Mutex
+	cfg    *Config
+	signed *trust.Policy // nil: none yet
+}
 
 // set takes up a configuration. One that does not read was refused before: Validate reads it too.
 func (l *livePolicy) set(cfg *Config) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewLocked(cfg, l.signed)
+}
+
+// setSigned takes up the mesh's policy.
+func (l *livePolicy) setSigned(signed *trust.Policy) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewLocked(l.cfg, signed)
+}
+
+func (l *livePolicy) renewLocked(cfg *Config, signed *trust.Policy) error {
 	p, err := NewPolicy(cfg.Mesh.Policy, cfg.Mesh.Gateway)
+	if err == nil && signed != nil {
+		err = p.Add(signed)
+	}
 	if err == nil {
+		l.cfg, l.signed = cfg, signed
 		l.Store(p)
 	}
 	return err

@@ -100,29 +100,42 @@ func ParseKey(text []byte) (*Key, error) {
 }
 
 // LoadKey reads a key's file. One that others can read is refused.
-func LoadKey(path string) (*Key, error) {
+func LoadKey(path string) (*Key, error) { return loadKeys(path, ParseKey) }
+
+// LoadKeys is LoadKey for a file that may hold two keys, see [ParseKeys].
+func LoadKeys(path string) ([]*Key, error) { return loadKeys(path, ParseKeys) }
+
+func loadKeys[T any](path string, parse func([]byte) (T, error)) (none T, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
+		return none, fmt.Errorf("read key: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
+		return none, fmt.Errorf("read key: %w", err)
 	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("key file %s can be read by others (mode %04o): chmod 600 %s", path, info.Mode().Perm(), path)
+		return none, fmt.Errorf("key file %s can be read by others (mode %04o): chmod 600 %s", path, info.Mode().Perm(), path)
 	}
-	text := make([]byte, maxKeyText+1)
+	text := make([]byte, 2*maxKeyText+1)
 	n, err := f.Read(text)
 	if err != nil {
-		return nil, fmt.Errorf("read key %s: %w", path, err)
+		return none, fmt.Errorf("read key %s: %w", path, err)
 	}
-	k, err := ParseKey(text[:n])
+	k, err := parse(text[:n])
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return none, fmt.Errorf("%s: %w", path, err)
 	}
 	return k, nil
+}
+
+// MoveKey puts a key's file in the place of another, which is gone then. Either name always holds a whole key.
+func MoveKey(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return fmt.Errorf("put the new key in place: %w", err)
+	}
+	return syncDir(filepath.Dir(to))
 }
 
 // LoadOrMakeKey is LoadKey, or makes the file when there is none; made says so.

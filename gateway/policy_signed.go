@@ -31,9 +31,12 @@ const maxSignedRules = 500
 // gateway's own configuration says.
 func ParsePolicy(name string, text []byte) (json.RawMessage, error) {
 	whole := append(append([]byte("{mesh:{policy:"), text...), "\n}}"...)
-	cfg, _, err := ParseConfig(name, whole, os.LookupEnv)
-	if err != nil {
+	cfg, warnings, err := ParseConfig(name, whole, os.LookupEnv)
+	switch {
+	case err != nil:
 		return nil, err
+	case len(warnings) > 0: // a field that is not known could be what was meant to forbid something
+		return nil, fmt.Errorf("%s: %s", name, warnings[0])
 	}
 	for _, key := range []string{"mesh.policy.default", "mesh.policy.operators"} {
 		if cfg.source.explicit(key) {
@@ -49,7 +52,10 @@ func ParsePolicy(name string, text []byte) (json.RawMessage, error) {
 		return nil, fmt.Errorf("%s: %d rules, at most %d", name, n, maxSignedRules)
 	}
 	rules := []signedRule{}
-	for _, r := range p.rules {
+	for i, r := range p.rules {
+		if r.Action != "allow" && r.Action != "deny" {
+			return nil, fmt.Errorf("%s: rules[%d].action: %q is not one of allow, deny", name, i, r.Action)
+		}
 		rules = append(rules, signedRule{r.Name, r.Action, r.From, r.To, r.Capability, r.Rate, int64(r.MaxPayload)})
 	}
 	return envelope.Encode(rules)

@@ -2,7 +2,9 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
@@ -198,7 +200,31 @@ func (b *Bus) readPolicy(ctx context.Context) {
 	if err != nil || p == nil {
 		return // what was taken up goes on to count
 	}
-	if err := b.cfg.Policy(p.Value, b.trustSet()); err != nil {
+	err = b.cfg.Policy(p.Value, b.trustSet())
+	if r := (*trust.Refusal)(nil); errors.As(err, &r) && (r.Reason == trust.WrongOperator || r.Reason == trust.NoTrustSet) {
+		b.lookForTrust() // it may be of an operator whom a set names that came between the two reads
+		err = b.cfg.Policy(p.Value, b.trustSet())
+	}
+	if err != nil {
 		b.refuse(trust.PolicyKey, p.Value, err, "", "")
 	}
+}
+
+// SignedGateway reads where a gateway says that it can be reached, and the stamp with which it said so: what is not
+// signed by a key that the verifier knows for that gateway is an error. A gateway that never registered has a nil stamp.
+func SignedGateway(ctx context.Context, s Store, v *trust.Verifier, name string) (url string, st *trust.Stamp, err error) {
+	key := gatewaysPrefix + name + "/" + signedField
+	p, err := s.Get(ctx, key)
+	if err != nil || p == nil {
+		return "", nil, err
+	}
+	body, st, err := v.Record(trust.KindRegistry, key, p.Value, name, "")
+	if err != nil {
+		return "", nil, err
+	}
+	var said signedFields
+	if err := json.Unmarshal(body, &said); err != nil {
+		return "", nil, fmt.Errorf("%w: %s: %w", errUnreadable, key, err)
+	}
+	return said.Fields["url"], st, nil
 }

@@ -39,7 +39,8 @@ import (
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
 //	GET  /v1/keys              KeysResponse: this gateway's keys and tokens, never a secret
-//	POST /v1/keys/rotate       KeysResponse: makes the next key and asks the operator for it; no body
+//	POST /v1/keys/rotate       KeysResponse: makes the next key and asks the operator for it; no body. ?next=ID looks whether
+//	                           that one counts by now
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question

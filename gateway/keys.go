@@ -220,14 +220,17 @@ func (g *Gateway) getKeys(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // postRotate makes the key that is to follow this gateway's and asks the operator for it. Doing it again asks for the
-// same key.
+// same key. With ?next=ID no key is made: when that one waits, it is looked whether it counts by now.
 func (g *Gateway) postRotate(w http.ResponseWriter, r *http.Request) error {
 	b, err := g.ready()
 	if err != nil {
 		return err
 	}
-	id := g.identity
-	if id.next.Load() == nil && (id.home == keyInFile || id.home == keyInEnv) {
+	id, waits := g.identity, g.identity.next.Load()
+	if only := r.URL.Query().Get("next"); only != "" && (waits == nil || waits.ID() != only) {
+		return writeJSON(w, http.StatusOK, g.keys())
+	}
+	if waits == nil && (id.home == keyInFile || id.home == keyInEnv) {
 		where := map[keyHome]string{keyInFile: "mesh.identity.keyFile; it is read again by itself", keyInEnv: keyVariable + ", and restart"}[id.home]
 		return &APIError{status: http.StatusConflict, Code: CodeConflict, Message: "this gateway's key was given to it: put the new one behind the old in " + where}
 	}

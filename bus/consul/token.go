@@ -236,6 +236,43 @@ func (s *Store) knows(ctx context.Context, token string) error {
 	return nil
 }
 
+// TokenInfo is what Consul says of the token in use.
+type TokenInfo struct {
+	// Accessor names it without giving it away.
+	Accessor string
+	Created  time.Time
+	Expires  time.Time // zero: never
+	// File is where it comes from; empty: the configuration or a variable.
+	File string
+}
+
+// Token asks Consul about the token in use; nil: Consul asks for none.
+func (s *Store) Token(ctx context.Context) (*TokenInfo, error) {
+	c, err := s.begin(ctx, "read the token", s.timeout)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	var self struct {
+		AccessorID     string
+		CreateTime     time.Time
+		ExpirationTime *time.Time
+	}
+	q := c.query()
+	_, err = s.calls.Raw().Query("/v1/acl/token/self", &self, q)
+	if err != nil && c.answer.status == http.StatusUnauthorized {
+		return nil, nil //nolint:nilnil // ACLs are off
+	}
+	if err != nil {
+		return nil, s.fail(c, err)
+	}
+	info := &TokenInfo{Accessor: self.AccessorID, Created: self.CreateTime, File: s.token.file}
+	if self.ExpirationTime != nil {
+		info.Expires = *self.ExpirationTime
+	}
+	return info, nil
+}
+
 // services are what this store has registered and not removed.
 type services struct {
 	sync.Mutex

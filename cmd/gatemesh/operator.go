@@ -38,6 +38,8 @@ type operator struct {
 	set   *trust.Set
 	by    []ed25519.PublicKey
 	index uint64
+	// operators are those of the set that the store has.
+	operators []string
 }
 
 func (a *app) operatorKeyPath(flag string) string {
@@ -149,23 +151,30 @@ func (o *operator) read(ctx context.Context) error {
 	if o.set, o.by, err = trust.DecodeSet(p.Value); err != nil {
 		return failf(exitFailed, "the trust set in the store is spoilt: %w; gatemesh trust publish puts the newest one back", err)
 	}
+	o.operators = slices.Clone(o.set.Operators)
 	if o.set.Mesh != o.mesh {
 		return failf(exitUsage, "the store has the trust set of the mesh %s, the configuration says %s (mesh.cluster.id)", o.set.Mesh, o.mesh)
 	}
 	return nil
 }
 
-// publish signs the set as the next version and writes it, unless somebody else did meanwhile.
-func (o *operator) publish(ctx context.Context) error {
+// publish signs the set as the next version and writes it, unless somebody else did meanwhile. One that changes the
+// operators lies in the store a second time, for those who were away while they changed. also are further keys that sign.
+func (o *operator) publish(ctx context.Context, also ...*trust.Key) error {
 	o.set.Version++
 	o.set.IssuedAt = envelope.At(time.Now())
-	raw, err := trust.SignSet(o.set, o.key)
+	raw, err := trust.SignSet(o.set, append([]*trust.Key{o.key}, also...)...)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
-	if err := o.put(ctx, raw); err != nil {
+	var way []bus.Op
+	if o.operators != nil && !slices.Equal(o.operators, o.set.Operators) {
+		way = []bus.Op{{Verb: bus.OpSet, Key: trust.OperatorsKey(o.set.Version), Value: raw}}
+	}
+	if err := o.put(ctx, raw, way...); err != nil {
 		return err
 	}
+	o.operators = slices.Clone(o.set.Operators)
 	if _, err := o.anchor.Accept(raw); err != nil {
 		return fmt.Errorf("the set was published, but not remembered here: %w", err)
 	}
@@ -173,14 +182,15 @@ func (o *operator) publish(ctx context.Context) error {
 	return nil
 }
 
-func (o *operator) put(ctx context.Context, raw []byte) error {
-	_, err := o.store.Txn(ctx, []bus.Op{{Verb: bus.OpCAS, Key: trust.SetKey, Value: raw, Index: o.index}})
+func (o *operator) put(ctx context.Context, raw []byte, more ...bus.Op) error {
+	done, err := o.store.Txn(ctx, append([]bus.Op{{Verb: bus.OpCAS, Key: trust.SetKey, Value: raw, Index: o.index}}, more...))
 	if refused := (*bus.TxnError)(nil); errors.As(err, &refused) {
 		return failf(exitFailed, "somebody changed the trust set at the same time: do it again")
 	}
 	if err != nil {
 		return fmt.Errorf("write the trust set: %w", err)
 	}
+	o.index = done[0].ModifyIndex // of the next one
 	return nil
 }
 

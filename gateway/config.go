@@ -78,7 +78,7 @@ type MeshConfig struct {
 
 // IdentityConfig is the key that the gateway signs with.
 type IdentityConfig struct {
-	KeyFile string `json:"keyFile" doc:"File with this gateway's Ed25519 key (PKCS #8 as PEM, or its seed in base64), mode 0600. Empty: the key itself in GATEMESH_GATEWAY_KEY, else identity.key in mesh.dataDir, made on the first start."`
+	KeyFile string `json:"keyFile" doc:"File with this gateway's Ed25519 key (PKCS #8 as PEM, or its seed in base64), mode 0600. It is read again when it changes: another key, alone or behind the old one, is asked for. Empty: the key itself in GATEMESH_GATEWAY_KEY, else identity.key in mesh.dataDir, made on the first start."`
 }
 
 // TrustConfig is whose signatures count.

@@ -73,6 +73,13 @@ func (m *deskMesh) start(name string, agents ...config) *node {
 	return n
 }
 
+func (m *deskMesh) follow(name, public string, overlap time.Duration) {
+	m.t.Helper()
+	if err := m.set.Follow(name, public, time.Now(), overlap, time.Hour); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
 // request is what a gateway asks the operator for.
 func (m *deskMesh) request(name string) *trust.JoinRequest {
 	m.t.Helper()
@@ -152,9 +159,7 @@ func TestRotate(t *testing.T) {
 			t.Fatalf("the request: %+v, vouched by %s, %v", r, by, err)
 		}
 		talk() // with the old key
-		if !m.set.Follow("jerry", r.Public, time.Now(), time.Hour, time.Hour) {
-			t.Fatal("jerry is not in the set")
-		}
+		m.follow("jerry", r.Public, time.Hour)
 		m.publish()
 		eventually(t, func() bool { return jerry.keys().Now.Key == keys.Next.Key })
 		talk()
@@ -182,7 +187,7 @@ func TestRotate(t *testing.T) {
 	if err := jerry.Stop(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	m.set.Follow("jerry", keys.Next.Public, time.Now(), 0, time.Hour)
+	m.follow("jerry", keys.Next.Public, 0)
 	raw := m.publish()
 	jerry = m.start("jerry", echoAgent("jer"))
 	if got := jerry.keys(); got.Now.Key != keys.Next.Key || jerry.Ready() != nil {
@@ -255,7 +260,7 @@ func TestRotateFile(t *testing.T) {
 		if _, err := m.request("jerry").Vouched(m.set, time.Now()); err != nil {
 			t.Errorf("%d: %v", i, err)
 		}
-		m.set.Follow("jerry", trust.EncodePublic(next.Public()), time.Now(), time.Hour, time.Hour)
+		m.follow("jerry", trust.EncodePublic(next.Public()), time.Hour)
 		m.publish()
 		eventually(t, func() bool { return jerry.keys().Now.Key == next.ID() })
 		old = next

@@ -28,7 +28,7 @@ func (a *app) gatewayCommand() *cobra.Command {
 		Long: `Run this node's gateway until SIGTERM or SIGINT: it then takes no more messages, finishes what it can,
 hands its inboxes over and ends, within 30 seconds. A second signal ends it at once.
 
-SIGHUP, or a change of the file, reloads the configuration: what can be taken up is, the rest is
+SIGHUP, or a change of the file or of mesh.identity.keyFile, reloads the configuration: what can be taken up is, the rest is
 named in the log and needs a restart. A configuration that is wrong changes nothing.
 
 The log goes to standard error (mesh.log.json: one JSON object a line).
@@ -95,6 +95,10 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 
 	changed := watchFile(ctx, d.path, d.log)
+	var key <-chan struct{}
+	if file := cfg.Mesh.Identity.KeyFile; file != "" {
+		key = watchFile(ctx, file, d.log)
+	}
 	for {
 		select {
 		case s := <-stop:
@@ -104,6 +108,8 @@ func (d *daemon) run(ctx context.Context) error {
 			d.reload(n, "SIGHUP")
 		case <-changed:
 			d.reload(n, "the file has changed")
+		case <-key:
+			d.reload(n, "mesh.identity.keyFile has changed")
 		case <-n.Done():
 			return errors.Join(n.Wait(), n.store.Close())
 		}

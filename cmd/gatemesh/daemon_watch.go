@@ -22,7 +22,7 @@ func watchFile(ctx context.Context, path string, log hclog.Logger) <-chan struct
 		err = w.Add(filepath.Dir(path))
 	}
 	if err != nil {
-		log.Warn("cannot watch the configuration file; send SIGHUP to reload it", "file", path, "error", err)
+		log.Warn("cannot watch a file; send SIGHUP to have it read again", "file", path, "error", err)
 		if w != nil {
 			_ = w.Close()
 		}
@@ -56,7 +56,7 @@ func watchFile(ctx context.Context, path string, log hclog.Logger) <-chan struct
 				if !ok {
 					return
 				}
-				log.Warn("watch of the configuration file", "error", err)
+				log.Warn("watch of a file", "file", path, "error", err)
 			}
 		}
 	}()

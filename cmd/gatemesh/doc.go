@@ -22,7 +22,8 @@
 //	GATEMESH_CACERT         PEM file with the CA of its certificate, when the system does not know it
 //	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
 //	                        then ~/.openclaw/openclaw.json
-//	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file
+//	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file; a second one behind it is to
+//	                        follow it
 //	GATEMESH_ENROLL_TOKEN   the one-time token with which a gateway joins (mesh.trust.enrollToken)
 //	GATEMESH_OPERATOR_KEY_FILE  the operator's key (--operator-key), default ~/.config/gatemesh/operator.key
 //	CONSUL_*, NOMAD_*       as for their own tools: where the configuration says nothing
@@ -83,6 +84,14 @@
 //	trust enroll --new-token  {"gateway", "token", "expires", "agents": []}
 //	trust pending    [{"gateway", "key", "public", "agents": [], "at", "token": BOOL, "problem"?}]
 //	trust export     the signed set as it lies in the store
+//	keys list        [{"kind": "operator"|"gateway"|"api"|"consul", "name", "key"?, "state": "in-use"|"valid"|"waiting"|
+//	                  "ended"|"expired"|"revoked", "since"?, "until"?, "note"?}]
+//	keys rotate gateway   {"gateway", "key", "public", "before": ID, "ends", "trust_version", "in_use": BOOL}
+//	keys rotate operator  {"key", "public", "before": ID, "trust_version"}
+//	keys rotate api  {"token", "entry": ENTRY, "old": ENTRY}; ENTRY as in token create
+//	policy show, publish  {"mesh", "version", "issued_at", "signed_by": ID, "rules": [{"name"?, "action", "from"?, "to"?,
+//	                  "capability"?, "rate"?, "max_payload"?}], "problem"?}
+//	policy explain   {"from", "to", "capability", "gateway", "allowed": BOOL, "rule"?, "number"?, "where"?, "reason"}
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
 //	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}
 //	token hash       {"sha256"}

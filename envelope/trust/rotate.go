@@ -90,20 +90,25 @@ func (r *JoinRequest) Vouched(s *Set, now time.Time) (string, error) {
 }
 
 // Follow lets another key of a gateway follow those that it has. From now on it counts; what the others sign after the
-// overlap is refused, and what they signed before stays believed for keep: then they are taken out. It reports whether
-// the gateway is in the set. A key that is there already ends nothing a second time.
-func (s *Set) Follow(name, public string, now time.Time, overlap, keep time.Duration) bool {
+// overlap is refused, and what they signed before stays believed. When there is no room for another key, those that ended
+// longer than keep ago are taken out. A key that is there already ends nothing a second time.
+func (s *Set) Follow(name, public string, now time.Time, overlap, keep time.Duration) error {
 	m := s.Member(name)
 	if m == nil {
-		return false
+		return fmt.Errorf("trust set %d has no gateway %s", s.Version, name)
 	}
 	// The ends of a life are judged with Slack, so it is taken off where the end is said to the second.
 	end := envelope.At(now.Add(overlap - Slack))
-	m.Keys = slices.DeleteFunc(m.Keys, func(k MemberKey) bool {
-		return k.Public != public && k.NotAfter != nil && k.NotAfter.Add(Slack+keep).Before(now)
-	})
 	if slices.ContainsFunc(m.Keys, func(k MemberKey) bool { return k.Public == public }) {
-		return true
+		return nil
+	}
+	if len(m.Keys) >= maxKeys {
+		m.Keys = slices.DeleteFunc(m.Keys, func(k MemberKey) bool {
+			return k.NotAfter != nil && k.NotAfter.Add(Slack+keep).Before(now)
+		})
+	}
+	if len(m.Keys) >= maxKeys {
+		return fmt.Errorf("%s has %d keys, and what the oldest signed may still lie in the store: let it be %s old, or take it out with trust revoke, which refuses all of that", name, maxKeys, keep)
 	}
 	for i := range m.Keys {
 		k := &m.Keys[i]
@@ -115,7 +120,7 @@ func (s *Set) Follow(name, public string, now time.Time, overlap, keep time.Dura
 		}
 	}
 	m.Keys = append(m.Keys, MemberKey{Public: public, NotBefore: envelope.At(now.Add(-Slack))})
-	return true
+	return nil
 }
 
 // Names reports whether the set lets a key speak for a gateway at a moment.

@@ -23,12 +23,12 @@ func reasonOf(err error) Reason {
 func TestFollow(t *testing.T) {
 	s := exampleSet(1)
 	next := seeded(9)
-	if s.Follow("nobody", publicText(next), noon, time.Hour, 24*time.Hour) {
+	if s.Follow("nobody", publicText(next), noon, time.Hour, 24*time.Hour) == nil {
 		t.Error("a gateway that is not there got a key")
 	}
 	for range 2 { // doing it again changes nothing
-		if !s.Follow("a", publicText(next), noon, time.Hour, 24*time.Hour) {
-			t.Fatal("a is not there")
+		if err := s.Follow("a", publicText(next), noon, time.Hour, 24*time.Hour); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := s.check(); err != nil {
@@ -55,14 +55,26 @@ func TestFollow(t *testing.T) {
 	}
 	// Rotated at once again, with no overlap at all: all keys still have a life.
 	third := seeded(10)
-	s.Follow("a", publicText(third), noon, 0, 24*time.Hour)
-	if err := s.check(); err != nil {
-		t.Fatal(err)
+	follow := func(k byte, when time.Duration) error {
+		return s.Follow("a", publicText(seeded(k)), noon.Add(when), time.Hour, 24*time.Hour)
 	}
-	// keyOld ended an hour before noon; a day after that it is taken out, and keyA is not.
-	s.Follow("a", publicText(seeded(11)), noon.Add(23*time.Hour+10*time.Minute), time.Hour, 24*time.Hour)
-	if m := s.Member("a"); len(m.Keys) != 4 || m.Keys[0].Public != publicText(keyA) {
+	if err := s.Follow("a", publicText(third), noon, 0, 24*time.Hour); err != nil || s.check() != nil {
+		t.Fatal(err, s.check())
+	}
+	// Until there is no room, nothing is taken out. Then those go that ended long ago: keyOld did an hour before noon.
+	for n := range byte(4) {
+		if err := follow(30+n, time.Duration(n)*time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := s.Member("a"); len(m.Keys) != maxKeys || m.Keys[0].Public != publicText(keyOld) {
 		t.Errorf("keys: %+v", m.Keys)
+	}
+	if err := follow(40, 22*time.Hour); err == nil || len(s.Member("a").Keys) != maxKeys {
+		t.Errorf("a ninth key: %v", err)
+	}
+	if err := follow(40, 23*time.Hour+10*time.Minute); err != nil || s.Member("a").Keys[0].Public != publicText(keyA) {
+		t.Errorf("a day later: %v", err)
 	}
 }
 
@@ -112,7 +124,9 @@ func TestRotationRequest(t *testing.T) {
 // TestMissing: a key that the set does not name is looked for once more, and what this gateway says itself is not.
 func TestMissing(t *testing.T) {
 	newer, next, looked := exampleSet(2), seeded(9), 0
-	newer.Follow("a", publicText(next), noon, time.Hour, time.Hour)
+	if err := newer.Follow("a", publicText(next), noon, time.Hour, time.Hour); err != nil {
+		t.Fatal(err)
+	}
 	v := NewVerifier("m", true)
 	v.Use(exampleSet(1))
 	s := &Signer{Mesh: "m", Gateway: "a", Key: next}

@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover-bus model adversary consul nomad nats lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover-bus model adversary rotation consul nomad nats lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -118,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model adversary bench soak ## All proofs
+prove: demo-proof model adversary rotation bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -139,6 +139,10 @@ adversary: consul ## Somebody who may write anything into the store, and who has
 
 soak: build consul ## 100,000 messages through three gateway processes and three Consul servers under faults (SOAK_MESSAGES, SOAK_SEED)
 	@go test -tags proof -count 1 -timeout 60m -v -run '^TestProofSoak$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+rotation: build consul ## Every key replaced twice under load, nothing lost or refused, the old ones dead (ROTATION_MESSAGES)
+	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofRotation$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 bench: build consul nats bench-go ## Delivery beside the store's floor, a naive bus and NATS JetStream, on one and three Consul servers (BENCH_ARGS)

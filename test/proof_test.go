@@ -119,6 +119,25 @@ func runDemo(t *testing.T, store string) *demoFigures {
 	return &f
 }
 
+// TestProofRotation replaces every key twice under load: ROTATION_MESSAGES questions (20,000) at least.
+func TestProofRotation(t *testing.T) {
+	least := 20_000
+	if text := os.Getenv("ROTATION_MESSAGES"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			t.Fatalf("ROTATION_MESSAGES=%q: want a whole number", text)
+		}
+		least = n
+	}
+	prove(t, "rotation", func() any {
+		f := runDrill(t, *binary, 4, least, 10*time.Second, func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "rotation: "+format+"\n", args...)
+		})
+		judgeDrill(t, f)
+		return f
+	})
+}
+
 // TestProofSoak is the long run: SOAK_MESSAGES messages (100,000) under faults from SOAK_SEED.
 func TestProofSoak(t *testing.T) {
 	number := func(name string, otherwise uint64) uint64 {

@@ -47,7 +47,7 @@ func TestWrites(t *testing.T) {
 		"tasks/jobs/workers/of/b": "b", "tasks/jobs/workers/of/bob-2-gateway": "bob-2-gateway", "tasks/jobs/workers/of/a": "", "tasks/jobs/workers/about": "a",
 		"tasks/jobs/unique/x": "a", "tasks/jobs-2/unique/x": "b",
 		"cluster/id": "a b bob-2-gateway sender", "shared-state/recent-events": "a b bob-2-gateway sender", "shared-state/x": "", "doctor/x": "a b bob-2-gateway sender",
-		"owners/duties/janitor": "", "trust/set": "", "policy/rules": "", "x": "", "": "",
+		"owners/duties/janitor": "", "trust/set": "", "trust/operators/0000000000000002": "", "policy": "", "policy/rules": "", "x": "", "": "",
 	} {
 		var can []string
 		for _, gw := range mesh.All() {

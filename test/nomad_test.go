@@ -279,7 +279,7 @@ func commandLines(page string) []string {
 var bareWord = regexp.MustCompile(`^[a-z][a-z-]*$`)
 
 // takesName are the commands whose next word is somebody's name and no subcommand.
-var takesName = []string{"gatemesh trust approve", "gatemesh trust enroll", "gatemesh trust revoke", "gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
+var takesName = []string{"gatemesh trust approve", "gatemesh trust enroll", "gatemesh trust revoke", "gatemesh keys rotate gateway", "gatemesh keys rotate api", "gatemesh inbox", "nomad job status", "consul acl set-agent-token"}
 
 // subcommand is the words that name a command: up to the first flag, name or file.
 func subcommand(words []string) []string {

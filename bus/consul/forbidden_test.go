@@ -66,7 +66,7 @@ var attempts = []attempt{
 	{"read bobby's credentials", "GET", "kv/openclaw/credentials/bobby-gateway/key", "", "jerry billy operator viewer nobody", "bobby root"},
 	{"change bobby's credentials", "PUT", "kv/openclaw/credentials/bobby-gateway/key", "x", "jerry billy operator viewer", "bobby"},
 	{"change the trust set", "PUT", "kv/openclaw/trust/set", "x", "jerry bobby billy janitor viewer nobody", "operator"},
-	{"change the policy", "PUT", "kv/openclaw/policy/rules", "x", "jerry bobby billy janitor viewer nobody", "operator"},
+	{"change the policy", "PUT", "kv/openclaw/policy", "x", "jerry bobby billy janitor viewer nobody", "operator"},
 	{"read mail without a token", "GET", "kv/openclaw/results/bobby-gateway/resident", "", "nobody", "jerry bobby billy operator viewer"},
 	{"clear the shared state by prefix", "DELETE", "kv/openclaw/shared-state/?recurse", "", "jerry bobby billy", "operator"},
 	{"set the focus", "PUT", "kv/openclaw/shared-state/current-focus", "x", "viewer nobody", "jerry bobby billy"},

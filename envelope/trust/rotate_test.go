@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -241,7 +242,7 @@ func FuzzDecodePolicy(f *testing.F) {
 	f.Add(raw)
 	f.Add([]byte(`{"policy":{},"signatures":[]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, _, err := DecodePolicy(b); err == nil && string(b) != string(raw) {
+		if _, _, err := DecodePolicy(b); err == nil && !bytes.Equal(b, raw) {
 			p, by, _ := DecodePolicy(b)
 			if by.Equal(operator.Public()) {
 				t.Fatalf("believed: %s (%+v)", b, p)

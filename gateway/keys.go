@@ -2,11 +2,14 @@ package gateway
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +20,42 @@ import (
 // NextKeyFile lies beside IdentityFile while a key waits for the operator: a crash at any point leaves one of the two that
 // the trust set names.
 const NextKeyFile = "identity.next.key"
+
+// formerFile keeps the public halves of the keys that this gateway had, one a line, newest last: what they signed in its own audit
+// log is judged by them when the trust set does not name them (any more).
+const formerFile = "identity.former"
+
+// FormerKeys reads the public keys that a gateway had before, from its state directory.
+func FormerKeys(dir string) (keys []ed25519.PublicKey, err error) {
+	raw, err := os.ReadFile(filepath.Join(dir, formerFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("former keys: %w", err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		public, err := trust.ParsePublic(line)
+		if err != nil {
+			return nil, fmt.Errorf("former keys: %s: %w", formerFile, err)
+		}
+		keys = append(keys, public)
+	}
+	return keys, nil
+}
+
+// keepFormer adds a key to them.
+func keepFormer(dir string, public ed25519.PublicKey) error {
+	keys, err := FormerKeys(dir)
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	for _, k := range append(slices.DeleteFunc(keys, func(k ed25519.PublicKey) bool { return k.Equal(public) }), public) {
+		text.WriteString(trust.EncodePublic(k) + "\n")
+	}
+	return trust.WriteState(filepath.Join(dir, formerFile), []byte(text.String()))
+}
 
 // keyHome is where this gateway's key comes from.
 type keyHome int
@@ -77,17 +116,22 @@ func findKeys(cfg *Config, dir string) (f foundKeys, err error) {
 // takeNext makes the next key the one that is signed with, where it counts already: the process died, or was stopped, before it
 // could.
 func (id *identity) takeNext() error {
-	set, next := id.anchor.Set(), id.next.Load()
+	set, next, old := id.anchor.Set(), id.next.Load(), id.signer.Current()
 	if next == nil || set == nil || !set.Names(id.signer.Gateway, next.Public(), time.Now()) {
 		return nil
 	}
 	id.signer.Use(next)
-	return id.promote(next)
+	return id.promote(old, next)
 }
 
 // promote is the disk's side of a change of keys. The next key is not waiting any more.
-func (id *identity) promote(next *trust.Key) error {
+func (id *identity) promote(old, next *trust.Key) error {
 	id.next.CompareAndSwap(next, nil)
+	if id.dir != "" {
+		if err := keepFormer(id.dir, old.Public()); err != nil {
+			return err
+		}
+	}
 	if id.home != keyInState {
 		return nil
 	}
@@ -100,12 +144,12 @@ func (id *identity) promote(next *trust.Key) error {
 
 // keyChanged is told by the bus right before another key is signed with.
 func (g *Gateway) keyChanged(next *trust.Key) {
-	before := g.identity.signer.Current().ID()
-	if err := g.identity.promote(next); err != nil {
+	old := g.identity.signer.Current()
+	if err := g.identity.promote(old, next); err != nil {
 		// The old file is still there, and so is the new one: the next start finds that the set names it.
 		g.log.Error("the new key is in use, but its file is not in place yet: mend mesh.dataDir", "key", next.ID(), "error", err)
 	}
-	g.audit.order(auditOrder{What: "key", Keys: []string{before, next.ID()}})
+	g.audit.order(auditOrder{What: "key", Keys: []string{old.ID(), next.ID()}})
 }
 
 // atomicKey is a key that may be put in or taken away at any time.

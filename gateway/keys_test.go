@@ -217,6 +217,34 @@ func TestRotate(t *testing.T) {
 	}
 }
 
+// TestRotateOpen: where everybody is believed, a key is changed at once, and the audit log names those of before.
+func TestRotateOpen(t *testing.T) {
+	dir := t.TempDir()
+	g := startNode(t, parseNode(t, "here", nil, ""), Deps{Store: newStore(t), StateDir: dir})
+	var had []string
+	for range 2 {
+		before := g.keys().Now
+		had = append(had, before.Public)
+		var keys KeysResponse
+		g.do(http.MethodPost, "/v1/keys/rotate", "").into(t, &keys)
+		if keys.Now.Key == before.Key || keys.Next != nil {
+			t.Fatalf("%+v", keys)
+		}
+		if k, err := trust.LoadKey(filepath.Join(dir, IdentityFile)); err != nil || k.ID() != keys.Now.Key {
+			t.Errorf("the file holds %v, %v", k, err)
+		}
+	}
+	former, err := FormerKeys(dir)
+	if err != nil || len(former) != 2 || trust.EncodePublic(former[0]) != had[0] || trust.EncodePublic(former[1]) != had[1] {
+		t.Errorf("former keys: %v, %v", former, err)
+	}
+	var none KeysResponse
+	g.do(http.MethodPost, "/v1/keys/rotate?next="+had[0], "").into(t, &none)
+	if none.Next != nil || none.Now.Key != g.keys().Now.Key {
+		t.Errorf("asked for a key that does not wait: %+v", none)
+	}
+}
+
 // TestRotateFile: another key in mesh.identity.keyFile, alone or behind the old one, is asked for at a reload.
 func TestRotateFile(t *testing.T) {
 	m := newDeskMesh(t, config{"default": "allow"})

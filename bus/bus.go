@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -146,8 +147,10 @@ type Bus struct {
 	refusals refusals
 	marks    *marks
 	// next is the key that waits for the operator. trustMu is held by whoever judges a set and goes by it.
+	// looks bounds how often a newer set is looked for.
 	next    atomic.Pointer[trust.Key]
 	trustMu sync.Mutex
+	looks   *rate.Limiter
 	// payloads bounds the big payloads in memory.
 	payloads    *semaphore.Weighted
 	blobOrphans orphans
@@ -192,6 +195,7 @@ func New(cfg Config) (*Bus, error) {
 	b.payloads = semaphore.NewWeighted(resolvedBytes)
 	b.blobOrphans = orphans{}
 	b.next.Store(cfg.NextKey)
+	b.looks = rate.NewLimiter(lookRate, lookBurst)
 	return b, nil
 }
 

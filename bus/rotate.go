@@ -175,8 +175,18 @@ func (b *Bus) followOperators(ctx context.Context) (further bool) {
 // lookLimit bounds how long somebody who judges a signature waits for a newer set. The store has just answered him.
 const lookLimit = 5 * time.Second
 
+// lookRate and lookBurst bound the looks in a second: a key that changes costs one or two, and whoever fills the store with
+// made-up keys must not make this gateway read it once for each.
+const (
+	lookRate  = 50
+	lookBurst = 200
+)
+
 // lookForTrust reads the set once more: somebody signed with a key that this gateway does not know yet.
 func (b *Bus) lookForTrust() {
+	if !b.looks.Allow() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(b.loops, lookLimit)
 	defer cancel()
 	for wait := newBackoff(); ; {

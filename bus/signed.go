@@ -283,6 +283,9 @@ func (b *Bus) trusted() error {
 		return fmt.Errorf("%w: it has no key", ErrUntrusted)
 	}
 	if err := b.cfg.Trust.Speaks(s, b.now()); err != nil {
+		if r := (*trust.Refusal)(nil); errors.As(err, &r) && r.Reason == trust.OutOfTime {
+			return fmt.Errorf("%w: its key has ended: %w; gatemesh keys rotate gateway %s has it make another, gatemesh trust approve %s --key ID lets that in", ErrUntrusted, err, s.Gateway, s.Gateway)
+		}
 		return fmt.Errorf("%w: %w; the operator can let it in: gatemesh trust approve %s --key %s", ErrUntrusted, err, s.Gateway, s.Current().ID())
 	}
 	return nil
@@ -322,21 +325,20 @@ func (b *Bus) askToJoin(ctx context.Context, raw []byte) {
 	if s == nil || err != nil {
 		return
 	}
-	wanted, next := s.Current(), b.next.Load()
-	if set.Names(s.Gateway, wanted.Public(), b.now()) {
-		if next == nil || set.Names(s.Gateway, next.Public(), b.now()) {
-			return
-		}
+	wanted, next, named := s.Current(), b.next.Load(), func(k *trust.Key) bool { return set.Names(s.Gateway, k.Public(), b.now()) }
+	vouched := named(wanted)
+	switch {
+	case next != nil && named(next), next == nil && (vouched || set.Holds(s.Gateway, wanted.Public())):
+		return // it counts, or it has ended: then it needs another key
+	case next != nil:
 		wanted = next
-	} else {
-		next = nil // nobody would believe who vouches for it
 	}
 	key := trust.RequestsPrefix + s.Gateway
 	if p, err := b.store.Get(ctx, key); err != nil {
 		return
 	} else if p != nil {
 		if r, _, err := trust.DecodeJoinRequest(key, s.Mesh, p.Value); err == nil && r.Public == trust.EncodePublic(wanted.Public()) &&
-			(next != nil && r.Vouch != nil && r.Vouch.Key == s.Current().ID() || next == nil && (b.cfg.JoinToken == nil || r.Token == b.cfg.JoinToken.ID())) {
+			(vouched && r.Vouch != nil && r.Vouch.Key == s.Current().ID() || !vouched && (b.cfg.JoinToken == nil || r.Token == b.cfg.JoinToken.ID())) {
 			return
 		}
 	}
@@ -346,9 +348,9 @@ func (b *Bus) askToJoin(ctx context.Context, raw []byte) {
 			agents = append(agents, id)
 		}
 	}
-	request := trust.NewJoinRequest(s, agents, b.cfg.JoinToken, b.now())
-	if next != nil {
-		request = trust.NewRotationRequest(s, next, agents, b.now())
+	request := trust.NewJoinRequest(&trust.Signer{Mesh: s.Mesh, Gateway: s.Gateway, Key: wanted}, agents, b.cfg.JoinToken, b.now())
+	if vouched {
+		request = trust.NewRotationRequest(s, wanted, agents, b.now())
 	}
 	if _, err := b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: b.session.id()},
@@ -357,11 +359,11 @@ func (b *Bus) askToJoin(ctx context.Context, raw []byte) {
 		b.log.Debug("ask to join", "error", err)
 		return
 	}
-	if next != nil {
+	if vouched {
 		b.log.Warn("this gateway asks for its next key to be let into the trust set", "key", s.Current().ID(), "next", next.ID(),
 			"fix", "gatemesh keys rotate gateway "+s.Gateway+" --key "+next.ID()+" (on the operator's machine)")
 		return
 	}
-	b.log.Warn("this gateway is not in the mesh's trust set and asks to join", "key", s.Current().ID(),
-		"fix", "gatemesh trust approve "+s.Gateway+" --key "+s.Current().ID()+" (on the operator's machine)")
+	b.log.Warn("this gateway is not in the mesh's trust set and asks to join", "key", wanted.ID(),
+		"fix", "gatemesh trust approve "+s.Gateway+" --key "+wanted.ID()+" (on the operator's machine)")
 }

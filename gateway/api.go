@@ -230,6 +230,10 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	}
 	s.Streams, _ = g.hub.stats()
 	s.Key, s.Trust, s.TrustVersion = g.identity.state()
+	s.KeyEnds = g.identity.keyEnds()
+	if next := g.identity.next.Load(); next != nil {
+		s.NextKey = next.ID()
+	}
 	if b := g.bus.Load(); b != nil {
 		for _, o := range b.Owners() {
 			if o.Gateway == g.name && o.Agent != g.name {

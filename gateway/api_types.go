@@ -169,6 +169,9 @@ type StatusResponse struct {
 	Key          string `json:"key"`
 	Trust        string `json:"trust"`
 	TrustVersion uint64 `json:"trust_version,omitempty"`
+	// KeyEnds is when the trust set lets the key end; zero: not said. NextKey waits for the operator.
+	KeyEnds envelope.Time `json:"key_ends,omitzero"`
+	NextKey string        `json:"next_key,omitempty"`
 	// Caller is the token of who asks, and Role what it may do.
 	Caller string `json:"caller,omitempty"`
 	Role   string `json:"role"`

@@ -155,6 +155,16 @@ func (g *Gateway) keyChanged(next *trust.Key) {
 // atomicKey is a key that may be put in or taken away at any time.
 type atomicKey = atomic.Pointer[trust.Key]
 
+// keyEnds is when what the key of now signs is refused; zero: never, or not known.
+func (id *identity) keyEnds() envelope.Time {
+	if set := id.verifier.Set(); set != nil {
+		if end := set.End(id.signer.Gateway, id.signer.Current().Public()); end != nil {
+			return envelope.At(*end)
+		}
+	}
+	return envelope.Time{}
+}
+
 // newKey is the key that is to follow: the one that waits already, or one that is made.
 func (id *identity) newKey() (*trust.Key, error) {
 	if k := id.next.Load(); k != nil {

@@ -245,6 +245,40 @@ func TestRotateOpen(t *testing.T) {
 	}
 }
 
+// TestRotateEnded: a gateway whose key ended before it had another accepts nothing, says what to do, and asks for a new one that
+// nobody vouches for.
+func TestRotateEnded(t *testing.T) {
+	m := newDeskMesh(t, config{"default": "allow"})
+	m.admit("jerry")
+	k := m.set.Member("jerry").Keys[0]
+	public, err := trust.ParsePublic(k.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.set.Retire("jerry", trust.KeyID(public), time.Now().Add(-time.Hour))
+	m.publish()
+	jerry := m.start("jerry")
+	var st StatusResponse
+	if jerry.do(http.MethodGet, "/v1/status", "").into(t, &st); st.KeyEnds.IsZero() || st.KeyEnds.After(time.Now()) || st.NextKey != "" {
+		t.Errorf("status: %+v", st)
+	}
+	if err := jerry.Ready(); err == nil || !strings.Contains(err.Error(), "gatemesh keys rotate gateway jerry") {
+		t.Errorf("ready: %v", err)
+	}
+	if p, err := m.store.Get(t.Context(), trust.RequestsPrefix+"jerry"); err != nil || p != nil {
+		t.Errorf("it asks for the key that has ended: %+v, %v", p, err)
+	}
+	var keys KeysResponse
+	jerry.do(http.MethodPost, "/v1/keys/rotate", "").into(t, &keys)
+	r := m.request("jerry")
+	if _, err := r.Vouched(m.set, time.Now()); err == nil || keys.Next == nil || r.Public != keys.Next.Public {
+		t.Errorf("the request: %+v, %v", r, err)
+	}
+	m.set.Put("jerry", trust.MemberKey{Public: r.Public}, nil)
+	m.publish()
+	eventually(t, func() bool { return jerry.keys().Now.Key == keys.Next.Key && jerry.Ready() == nil })
+}
+
 // TestRotateFile: another key in mesh.identity.keyFile, alone or behind the old one, is asked for at a reload.
 func TestRotateFile(t *testing.T) {
 	m := newDeskMesh(t, config{"default": "allow"})

@@ -630,6 +630,7 @@ func runDrill(t *testing.T, binary string, each, least int, overlap time.Duratio
 		})
 	}()
 	d.count()
+	d.run("policy", "show") // status 1 when its signer is no operator any more
 	d.proveDead(old)
 	return d.figures
 }

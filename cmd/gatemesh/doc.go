@@ -69,7 +69,7 @@
 //	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
 //	                  "owned": [], "streams", "caller"?, "role", "key", "trust": "open"|"waiting"|"enforced",
-//	                  "trust_version"?}                                     gateway.StatusResponse
+//	                  "trust_version"?, "key_ends"?, "next_key"?}           gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};

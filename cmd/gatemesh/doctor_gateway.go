@@ -92,6 +92,10 @@ func (d *doctor) gateway(ctx context.Context) error {
 // trust says whether the mesh believes everybody.
 func (d *doctor) trust(st *gateway.StatusResponse) {
 	switch {
+	case st.Trust == gateway.TrustEnforced && st.NextKey != "":
+		d.warn("trust", fmt.Sprintf("enforced, trust set %d; the key %s waits to follow %s", st.TrustVersion, st.NextKey, st.Key), "gatemesh keys rotate gateway "+st.Gateway+" --key "+st.NextKey+" on the operator's machine")
+	case st.Trust == gateway.TrustEnforced && !st.KeyEnds.IsZero():
+		d.warn("trust", fmt.Sprintf("enforced, trust set %d; this gateway's key %s ends at %s", st.TrustVersion, st.Key, st.KeyEnds.UTC().Format(time.RFC3339)), "gatemesh keys rotate gateway "+st.Gateway+" on the operator's machine")
 	case st.Trust == gateway.TrustEnforced:
 		d.ok("trust", fmt.Sprintf("enforced, trust set %d; this gateway's key is %s", st.TrustVersion, st.Key))
 	case st.Trust == gateway.TrustWaiting:

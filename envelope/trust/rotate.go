@@ -136,6 +136,25 @@ func (s *Set) Names(gateway string, public ed25519.PublicKey, at time.Time) bool
 	})
 }
 
+// End is when what a key of a gateway signs begins to be refused; nil: never, or there is no such key.
+func (s *Set) End(gateway string, public ed25519.PublicKey) *time.Time {
+	if m := s.Member(gateway); m != nil {
+		for _, k := range m.Keys {
+			if k.Public == EncodePublic(public) && k.NotAfter != nil {
+				end := k.NotAfter.Add(Slack)
+				return &end
+			}
+		}
+	}
+	return nil
+}
+
+// Holds reports whether the set has a key of a gateway, also one that has ended.
+func (s *Set) Holds(gateway string, public ed25519.PublicKey) bool {
+	m, text := s.Member(gateway), EncodePublic(public)
+	return m != nil && slices.ContainsFunc(m.Keys, func(k MemberKey) bool { return k.Public == text })
+}
+
 // OperatorsPrefix is below which the sets lie that named other operators than the one before: the way from an operator that a
 // gateway knows to the one of now. Each lies under its version.
 const OperatorsPrefix = "openclaw/trust/operators/"

@@ -48,6 +48,7 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/queues", roleRead, 0, g.getQueues),
 		at("GET /v1/queues/{queue}/tasks", roleRead, 0, g.getTasks),
 		at("GET /v1/owners", roleRead, 0, g.getOwners),
+		at("GET /v1/keys", roleRead, 0, g.getKeys),
 		at("GET /v1/events", roleRead, 0, g.getEvents),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
@@ -60,7 +61,6 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
-		at("GET /v1/keys", roleOperate, 0, g.getKeys),
 		at("POST /v1/keys/rotate", roleOperate, 0, g.postRotate),
 		at("DELETE /v1/state/events", roleOperate, 0, g.deleteStateEvents),
 		at("DELETE /v1/state/focus", roleOperate, 0, g.deleteFocus),

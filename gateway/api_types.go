@@ -46,8 +46,8 @@ import (
 //	                           ?message=ID only what belongs to one message or question
 //
 // Everything below /v1 needs "Authorization: Bearer TOKEN" when the gateway has
-// tokens. What a token may do is its role: read is enough for every GET but that of the keys, send for what adds (messages, fan-outs,
-// events, the focus), operate for what takes away from others (redrive, purge, cancel, clearing) and for the keys. The roles
+// tokens. What a token may do is its role: read is enough for every GET, send for what adds (messages, fan-outs,
+// events, the focus), operate for what takes away from others (redrive, purge, cancel, clearing) and for another key. The roles
 // include each other; api_routes.go has the table. A browser, which cannot set that header on a WebSocket, offers the
 // subprotocols StreamProtocol and StreamTokenPrefix + unpadded base64url of the token.
 //

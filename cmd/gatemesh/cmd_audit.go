@@ -142,7 +142,7 @@ func auditKeys(state string, given []string) (check func(*trust.Stamp, string, [
 		if err != nil {
 			return nil, "", failf(exitUsage, "no key to judge the signatures by: give --key (%w)", err)
 		}
-		keys, by = append(former, key.Public()), "the gateway's own key "+key.ID()
+		keys, by = slices.Concat(former, []ed25519.PublicKey{key.Public()}), "the gateway's own key "+key.ID()
 	}
 	return func(st *trust.Stamp, place string, object []byte) error {
 		if signedByOne(st, keys, place, object) {

@@ -47,8 +47,7 @@ func (a *app) keysListCommand() *cobra.Command {
 		Use: "list", Short: "Show every key and token: its age, its end, and which one is in use",
 		Long: `Show every key and token that the store and this configuration know of: operators, gateways, those who wait for the operator, the
 tokens of the API and Consul's. Secrets are shown nowhere. A gateway's key is in use when the gateway's registry entry is signed
-with it. When a gateway is named (--addr, GATEMESH_ADDR), it is asked when each of its tokens was used last, which takes
-a token with the role operate.`,
+with it. When a gateway is named (--addr, GATEMESH_ADDR), it is asked when each of its tokens was used last.`,
 		Args: cobra.NoArgs,
 		RunE: body(func(cmd *cobra.Command, _ []string) error {
 			list, err := a.listKeys(cmd.Context(), f)

@@ -146,9 +146,10 @@ type Bus struct {
 	packer   packer
 	refusals refusals
 	marks    *marks
-	// next is the key that waits for the operator. trustMu is held by whoever judges a set and goes by it.
+	// next is the key that waits for the operator; keyMu is held while it takes the place of the one before. trustMu is held by whoever judges a set and goes by it.
 	// looks bounds how often a newer set is looked for.
 	next    atomic.Pointer[trust.Key]
+	keyMu   sync.Mutex
 	trustMu sync.Mutex
 	looks   *rate.Limiter
 	// payloads bounds the big payloads in memory.

@@ -45,14 +45,16 @@ func (b *Bus) Rotate(ctx context.Context, next *trust.Key) error {
 	return nil
 }
 
-// NextKey is the key that waits for the operator, or nil.
-func (b *Bus) NextKey() *trust.Key { return b.next.Load() }
-
 // changeKey takes up the next key when it counts.
 func (b *Bus) changeKey(ctx context.Context) {
+	b.keyMu.Lock()
+	defer b.keyMu.Unlock()
 	next, s, set := b.next.Load(), b.cfg.Signer, b.trustSet()
 	switch {
 	case next == nil || s == nil:
+		return
+	case next.ID() == s.Current().ID():
+		b.next.CompareAndSwap(next, nil)
 		return
 	case set == nil && b.enforced():
 		return // nobody counts yet

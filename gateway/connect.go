@@ -78,6 +78,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 		return fmt.Errorf("start bus: %w", err)
 	}
 	g.bus.Store(b)
+	if next := g.identity.next.Load(); next != nil && next != cfg.NextKey {
+		g.askFor(b, next) // it came meanwhile
+	}
 	g.observe(b, bus.Event{Event: bus.EventStoreUp, At: envelope.At(time.Now()), Gateway: g.name})
 	g.run(func() {
 		select {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
@@ -200,15 +201,20 @@ func (g *Gateway) reloadKey() error {
 	}
 	id.next.Store(next)
 	if b := g.bus.Load(); b != nil {
-		g.run(func() {
-			ctx, cancel := context.WithTimeout(g.life, connectTimeout)
-			defer cancel()
-			if err := b.Rotate(ctx, next); err != nil && ctx.Err() == nil {
-				g.log.Warn("the new key is not asked for yet; trying again with the next heartbeat", "key", next.ID(), "error", err)
-			}
-		})
+		g.askFor(b, next) // else connect does
 	}
 	return nil
+}
+
+// askFor asks the operator for a key, beside whoever calls.
+func (g *Gateway) askFor(b *bus.Bus, next *trust.Key) {
+	g.run(func() {
+		ctx, cancel := context.WithTimeout(g.life, connectTimeout)
+		defer cancel()
+		if err := b.Rotate(ctx, next); err != nil && ctx.Err() == nil {
+			g.log.Warn("the new key is not asked for yet; trying again with the next heartbeat", "key", next.ID(), "error", err)
+		}
+	})
 }
 
 // KeyInfo is a key of this gateway, without its secret half.

@@ -107,7 +107,8 @@ func (g *Gateway) serveQueues(b *bus.Bus) error {
 // since the last reload and what waits for a restart (since the start). On an error
 // nothing was taken up.
 //
-// Taken up at once: tokens (streams of those that are gone are closed), runners and ack timeouts of agents, limits
+// Taken up at once: tokens (streams of those that are gone are closed), another key in mesh.identity.keyFile (asked for, and signed
+// with when it counts), runners and ack timeouts of agents, limits
 // and defaults for messages that come through the API, the log level. What the registry says of an agent (name,
 // capabilities ...) follows when its inbox is taken the next time.
 func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error) {

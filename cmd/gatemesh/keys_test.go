@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/ed25519"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -231,5 +232,76 @@ func TestKeysRotateAPI(t *testing.T) {
 	}
 	if code := p.end(syscall.SIGTERM); code != exitOK {
 		t.Errorf("status %d", code)
+	}
+}
+
+// TestKeyFileIsFollowed: a running gateway takes up another key from its file, and one that it makes itself; its audit log is whole
+// over both.
+func TestKeyFileIsFollowed(t *testing.T) {
+	dir := t.TempDir()
+	keyFile, data := filepath.Join(dir, "gateway.key"), filepath.Join(dir, "data")
+	first, next := trust.NewKey(), trust.NewKey()
+	if err := trust.WriteKey(keyFile, first); err != nil {
+		t.Fatal(err)
+	}
+	store := fmt.Sprintf("store: 'local', dataDir: %q", data)
+	file := writeFile(t, filepath.Join(dir, "openclaw.json"), daemonConfig(store+fmt.Sprintf(", identity: { keyFile: %q }", keyFile), "info"))
+	p, env := startDaemon(t, file)
+	status := func() gateway.StatusResponse {
+		t.Helper()
+		return parse[gateway.StatusResponse](t, must(t, env, "status", "--json"))
+	}
+	if got := status().Key; got != first.ID() {
+		t.Errorf("it signs with %s", got)
+	}
+	at := p.count()
+	if err := os.Rename(writeFile(t, keyFile+".new", string(first.PEM())+string(next.PEM())), keyFile); err != nil {
+		t.Fatal(err)
+	}
+	p.wait(at, "signs with another key now", next.ID())
+	if got := status().Key; got != next.ID() {
+		t.Errorf("it signs with %s, want %s", got, next.ID())
+	}
+	if code := p.end(syscall.SIGTERM); code != exitOK {
+		t.Errorf("status %d", code)
+	}
+	keys := []string{"--key", trust.EncodePublic(first.Public()), "--key", trust.EncodePublic(next.Public())}
+	if r := gatemesh(t, nil, "", append([]string{"audit", "verify", "--config", file}, keys...)...); r.code != exitOK {
+		t.Errorf("audit verify: %d %s %s", r.code, r.out, r.errOut)
+	}
+
+	// Without the file the gateway has a key of its own, and changes that one when it is asked to.
+	file = writeFile(t, file, daemonConfig(store, "info"))
+	if err := os.RemoveAll(filepath.Join(data, gateway.AuditDir)); err != nil {
+		t.Fatal(err)
+	}
+	p, env = startDaemon(t, file)
+	own := status().Key
+	until(t, "the key has signed something of the audit log", func() bool {
+		return strings.Contains(must(t, nil, "audit", "export", "--config", file), `"kind":"mark"`)
+	})
+	c, err := newClient(strings.TrimPrefix(env[0], "GATEMESH_ADDR="), "the-token-of-this-test", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	var changed gateway.KeysResponse
+	if err := c.do(t.Context(), http.MethodPost, "/v1/keys/rotate", nil, nil, &changed); err != nil || changed.Now.Key == own || status().Key != changed.Now.Key {
+		t.Errorf("%+v, %v", changed, err)
+	}
+	if code := p.end(syscall.SIGTERM); code != exitOK {
+		t.Errorf("status %d", code)
+	}
+	if r := gatemesh(t, nil, "", "audit", "verify", "--config", file); r.code != exitOK {
+		t.Errorf("audit verify: %d %s %s", r.code, r.out, r.errOut)
+	}
+	if err := os.Remove(filepath.Join(data, "identity.former")); err != nil {
+		t.Fatal(err)
+	}
+	if r := gatemesh(t, nil, "", "audit", "verify", "--config", file); r.code != exitFailed {
+		t.Errorf("audit verify without the key of before: %d %s %s", r.code, r.out, r.errOut)
+	}
+	if strings.Contains(p.text(), "PRIVATE KEY") {
+		t.Error("a key was logged")
 	}
 }

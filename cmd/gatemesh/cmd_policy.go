@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -165,6 +167,9 @@ func (a *app) policyShowCommand() *cobra.Command {
 func (a *app) meshRules(cfg *gateway.Config, file string) (*trust.Policy, error) {
 	if file == "" {
 		p, err := gateway.PinnedPolicy(cfg.Mesh.DataDir, cfg.Mesh.Cluster.ID)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, failf(exitUsage, "%w: ask as the gateway's user, or name the mesh's rules with --file", err)
+		}
 		if err != nil {
 			return nil, &exitError{exitUsage, err}
 		}

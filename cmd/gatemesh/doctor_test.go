@@ -11,6 +11,8 @@ import (
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/gateway"
 )
 
 // examine runs doctor --json and returns its findings by check.
@@ -137,5 +139,21 @@ func TestDoctorOnQueues(t *testing.T) {
 	d := &doctor{}
 	if d.queues(nil); len(d.report.Checks) != 0 {
 		t.Errorf("a mesh without queues: %+v", d.report.Checks)
+	}
+}
+
+// TestDoctorLooksAtKeys: a key that waits for the operator, and one that ends, are things to do.
+func TestDoctorLooksAtKeys(t *testing.T) {
+	for fix, st := range map[string]gateway.StatusResponse{
+		"": {Key: "k"},
+		"gatemesh keys rotate gateway g on":            {Key: "k", KeyEnds: envelope.At(time.Now().Add(time.Hour))},
+		"gatemesh keys rotate gateway g --key next on": {Key: "k", NextKey: "next"},
+	} {
+		d := &doctor{}
+		st.Gateway, st.Trust, st.TrustVersion = "g", gateway.TrustEnforced, 3
+		d.trust(&st)
+		if f := d.report.Checks[0]; (f.Status == statusOK) != (fix == "") || !strings.HasPrefix(f.Fix, fix) {
+			t.Errorf("%+v: %+v", st, f)
+		}
 	}
 }

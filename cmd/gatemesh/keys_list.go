@@ -102,11 +102,7 @@ func (a *app) listKeys(ctx context.Context, f *trustFlags) ([]keyLine, error) {
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := a.tokenLines(ctx, cfg.Gateway.Auth, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	list = append(list, tokens...)
+	list = append(list, a.tokenLines(ctx, cfg.Gateway.Auth, time.Now())...)
 	if line, err := a.consulLine(ctx, cfg); err != nil {
 		return nil, err
 	} else if line != nil {
@@ -179,23 +175,17 @@ func (o *operator) keyLines(ctx context.Context, now time.Time) ([]keyLine, erro
 }
 
 // tokenLines are the tokens of the API: of the configuration, or with their last use when a gateway was named.
-func (a *app) tokenLines(ctx context.Context, auth gateway.AuthConfig, now time.Time) ([]keyLine, error) {
+func (a *app) tokenLines(ctx context.Context, auth gateway.AuthConfig, now time.Time) []keyLine {
 	infos := []gateway.TokenInfo{}
-	asked := a.namesGateway()
-	if asked {
-		c, err := a.client()
-		if err != nil {
-			return nil, err
+	var asked bool
+	var why error
+	if a.namesGateway() {
+		keys, err := a.askKeys(ctx)
+		if asked, why = err == nil, err; asked {
+			infos = keys.Tokens
 		}
-		defer c.close()
-		ctx, cancel := a.within(ctx, callTimeout)
-		defer cancel()
-		var keys gateway.KeysResponse
-		if err := c.do(ctx, http.MethodGet, "/v1/keys", nil, nil, &keys); err != nil {
-			return nil, err
-		}
-		infos = keys.Tokens
-	} else {
+	}
+	if !asked {
 		if auth.Mode == "token" && auth.Token != "" {
 			infos = append(infos, gateway.TokenInfo{Name: "gateway.auth.token", Role: "operate"})
 		}
@@ -216,12 +206,28 @@ func (a *app) tokenLines(ctx context.Context, auth gateway.AuthConfig, now time.
 		case !t.LastUsed.IsZero():
 			l.State = keyInUse
 		}
-		if asked {
+		switch {
+		case asked:
 			l.Note += ", used last: " + ago(t.LastUsed)
+		case why != nil:
+			l.Note += ", used last: not known, " + why.Error()
 		}
 		list = append(list, l)
 	}
-	return list, nil
+	return list
+}
+
+// askKeys asks the gateway that was named.
+func (a *app) askKeys(ctx context.Context) (keys gateway.KeysResponse, err error) {
+	c, err := a.client()
+	if err != nil {
+		return keys, err
+	}
+	defer c.close()
+	ctx, cancel := a.within(ctx, callTimeout)
+	defer cancel()
+	err = c.do(ctx, http.MethodGet, "/v1/keys", nil, nil, &keys)
+	return keys, err
 }
 
 // consulLine is Consul's token, as Consul itself knows it; nil: there is none.

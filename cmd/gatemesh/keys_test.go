@@ -225,6 +225,10 @@ func TestKeysRotateAPI(t *testing.T) {
 			t.Errorf("keys: %s", r.out)
 		}
 	}
+	r = gatemesh(t, []string{"GATEMESH_ADDR=http://127.0.0.1:1"}, "", "keys", "list", "--config", d.conf, "--json")
+	if list := parse[[]keyLine](t, r.out); r.code != exitOK || len(list) != 2 || list[0].State != keyValid || !strings.Contains(list[0].Note, "not known") {
+		t.Errorf("keys, and no gateway answers: %d %s %s", r.code, r.out, r.errOut)
+	}
 	write(first.Entry.line())
 	until(t, "the old token is refused", func() bool { return status(old) == exitUsage })
 	if status(first.Token) != exitOK {

@@ -71,9 +71,9 @@ func (o *operator) rotateGateway(ctx context.Context, name, key string, overlap,
 }
 
 // gatewayAPI is a client of a gateway's API: where --addr says, or where the gateway itself says, signed. What stands in the
-// store unsigned is not asked: it would be told the token.
+// store unsigned is not asked: it would be told the token. GATEMESH_ADDR is whichever gateway the operator talks to else.
 func (o *operator) gatewayAPI(ctx context.Context, name string) (*client, error) {
-	if o.a.namesGateway() {
+	if o.a.addr != "" {
 		return o.a.client()
 	}
 	v := trust.NewVerifier(o.mesh, true)

@@ -145,8 +145,8 @@ func TestDoctorOnQueues(t *testing.T) {
 // TestDoctorLooksAtKeys: a key that waits for the operator, and one that ends, are things to do.
 func TestDoctorLooksAtKeys(t *testing.T) {
 	for fix, st := range map[string]gateway.StatusResponse{
-		"": {Key: "k"},
-		"gatemesh keys rotate gateway g on":            {Key: "k", KeyEnds: envelope.At(time.Now().Add(time.Hour))},
+		"":                                  {Key: "k"},
+		"gatemesh keys rotate gateway g on": {Key: "k", KeyEnds: envelope.At(time.Now().Add(time.Hour))},
 		"gatemesh keys rotate gateway g --key next on": {Key: "k", NextKey: "next"},
 	} {
 		d := &doctor{}

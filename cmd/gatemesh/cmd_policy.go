@@ -34,7 +34,7 @@ func (a *app) policyCommand() *cobra.Command {
 
 A gateway goes by its own rules first (mesh.policy.rules), then by those of the mesh (openclaw/policy in the store, signed by
 the operator), then by mesh.policy.default. The first rule that is about a message decides. So a node can be stricter or
-more open than the mesh, and what is the same everywhere is written once.
+more open than the mesh, and what is the same everywhere is written once. Rules are about messages within one gateway, too.
 
   gatemesh policy publish rules.json5      sign rules and put them into the store
   gatemesh policy show                     what lies there, and whether it counts

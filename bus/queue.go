@@ -208,16 +208,21 @@ func (ws *workers) write(ctx context.Context, queue string, said announcement, s
 	return nil
 }
 
-// retire says that this gateway takes no more tasks: it stops. What it works on goes on for now.
-func (ws *workers) retire(ctx context.Context) {
-	ws.mu.Lock()
-	ws.retired = true
-	var all []worker
+// announcedLocked are the workers whose keys are in the store.
+func (ws *workers) announcedLocked() (all []worker) {
 	for _, w := range ws.byQueue {
 		if w.session != "" {
 			all = append(all, *w)
 		}
 	}
+	return all
+}
+
+// retire says that this gateway takes no more tasks: it stops. What it works on goes on for now.
+func (ws *workers) retire(ctx context.Context) {
+	ws.mu.Lock()
+	ws.retired = true
+	all := ws.announcedLocked()
 	ws.mu.Unlock()
 	for _, w := range all {
 		w.said.Slots = 0

@@ -122,10 +122,8 @@ func (ib *inbox) signCursors() {
 func (ws *workers) sayAgain(ctx context.Context) {
 	ws.mu.Lock()
 	var all []worker
-	for _, w := range ws.byQueue {
-		if w.session != "" && !ws.retired {
-			all = append(all, *w)
-		}
+	if !ws.retired {
+		all = ws.announcedLocked()
 	}
 	ws.mu.Unlock()
 	for _, w := range all {

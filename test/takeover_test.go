@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,15 +31,7 @@ type daemon struct {
 // and on jerry-gateway second.
 func startDaemon(t *testing.T, binary, name, consul string) *daemon {
 	t.Helper()
-	// Below the ports that the system gives away by itself, so that it is still free in a moment.
-	var port int
-	for port == 0 {
-		p := 20000 + rand.IntN(4000)
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p)); err == nil {
-			l.Close()
-			port = p
-		}
-	}
+	port := freePort(t)
 	config := fmt.Sprintf(`{
 		gateway: { port: %d },
 		agents: { list: [

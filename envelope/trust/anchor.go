@@ -3,38 +3,29 @@ package trust
 import (
 	"bytes"
 	"crypto/ed25519"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
-	"sync"
 )
 
 // An Anchor is what a gateway knows of its mesh's trust set from its own disk, so that whoever can write the store cannot
 // take it back to an older set or to another operator's. A file of mode 0600 holds the newest set that was accepted.
 type Anchor struct {
-	path, mesh string
+	pinned
+	mesh string
 	// configured are the operators that may sign the first set.
 	configured []ed25519.PublicKey
-
-	mu  sync.Mutex
-	raw []byte
-	set *Set // nil: none yet
+	set        *Set // nil: none yet
 }
 
 // OpenAnchor reads what was accepted before. An empty path keeps nothing beyond this process.
 func OpenAnchor(path, mesh string, operators []ed25519.PublicKey) (*Anchor, error) {
-	a := &Anchor{path: path, mesh: mesh, configured: operators}
-	if path == "" {
-		return a, nil
-	}
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return a, nil
-	}
+	a := &Anchor{pinned: pinned{what: "trust set", path: path}, mesh: mesh, configured: operators}
+	raw, err := a.read()
 	if err != nil {
-		return nil, fmt.Errorf("read the pinned trust set: %w", err)
+		return nil, err
+	}
+	if raw == nil {
+		return a, nil
 	}
 	set, _, err := DecodeSet(raw)
 	if err != nil {
@@ -52,13 +43,6 @@ func (a *Anchor) Set() *Set {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.set
-}
-
-// Signed is the newest set that was accepted, as it was signed, or nil.
-func (a *Anchor) Signed() []byte {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return bytes.Clone(a.raw)
 }
 
 // Pinned reports whether there is anything to go by: a set, or an operator that may sign one.
@@ -101,11 +85,9 @@ func (a *Anchor) Accept(raw []byte) (*Set, error) {
 	if a.set != nil && set.Version <= a.set.Version {
 		return nil, refuse(Rollback, "", signer, "trust set %d, and %d was seen: somebody put an older or another one into the store", set.Version, a.set.Version)
 	}
-	if a.path != "" {
-		if err := WriteState(a.path, raw); err != nil {
-			return nil, fmt.Errorf("pin trust set %d: %w", set.Version, err)
-		}
+	if err := a.keepLocked(raw, set.Version); err != nil {
+		return nil, err
 	}
-	a.raw, a.set = bytes.Clone(raw), set
+	a.set = set
 	return set, nil
 }

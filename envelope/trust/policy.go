@@ -6,10 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
-	"sync"
 
 	"github.com/gatemesh/gatemesh/envelope"
 )
@@ -102,25 +99,20 @@ func DecodePolicy(raw []byte) (*Policy, ed25519.PublicKey, error) {
 // A PolicyAnchor keeps the newest policy that was accepted, on the disk of who goes by it, so that whoever can write the store
 // cannot take it back to an older one.
 type PolicyAnchor struct {
-	path, mesh string
-
-	mu     sync.Mutex
-	raw    []byte
+	pinned
+	mesh   string
 	policy *Policy // nil: none yet
 }
 
 // OpenPolicyAnchor reads what was accepted before. An empty path keeps nothing beyond this process.
 func OpenPolicyAnchor(path, mesh string) (*PolicyAnchor, error) {
-	a := &PolicyAnchor{path: path, mesh: mesh}
-	if path == "" {
-		return a, nil
-	}
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return a, nil
-	}
+	a := &PolicyAnchor{pinned: pinned{what: "policy", path: path}, mesh: mesh}
+	raw, err := a.read()
 	if err != nil {
-		return nil, fmt.Errorf("read the pinned policy: %w", err)
+		return nil, err
+	}
+	if raw == nil {
+		return a, nil
 	}
 	p, _, err := DecodePolicy(raw)
 	if err != nil {
@@ -138,13 +130,6 @@ func (a *PolicyAnchor) Policy() *Policy {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.policy
-}
-
-// Signed is the newest policy that was accepted, as it was signed, or nil.
-func (a *PolicyAnchor) Signed() []byte {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return bytes.Clone(a.raw)
 }
 
 // Accept judges a signed policy, and makes it the newest when it may be: signed by an operator of the set, and newer than
@@ -175,11 +160,9 @@ func (a *PolicyAnchor) Accept(raw []byte, set *Set, use func(*Policy) error) err
 			return err
 		}
 	}
-	if a.path != "" {
-		if err := WriteState(a.path, raw); err != nil {
-			return fmt.Errorf("pin policy %d: %w", p.Version, err)
-		}
+	if err := a.keepLocked(raw, p.Version); err != nil {
+		return err
 	}
-	a.raw, a.policy = bytes.Clone(raw), p
+	a.policy = p
 	return nil
 }

@@ -172,7 +172,8 @@ func (b *Bus) followOperators(ctx context.Context) (further bool) {
 	return further
 }
 
-// lookLimit bounds how long somebody who judges a signature waits for a newer set. The store has just answered him.
+// lookLimit bounds how long somebody who judges a signature that costs no message waits for a newer set. The store has just
+// answered him.
 const lookLimit = 5 * time.Second
 
 // lookRate and lookBurst bound the looks in a second: a key that changes costs one or two, and whoever fills the store with
@@ -182,13 +183,22 @@ const (
 	lookBurst = 200
 )
 
-// lookForTrust reads the set once more: somebody signed with a key that this gateway does not know yet.
-func (b *Bus) lookForTrust() {
-	if !b.looks.Allow() {
-		return
+// lookForTrust reads the set once more: somebody signed with a key that this gateway does not know yet. For mail it waits for its
+// turn, and until the store answers: what is refused is gone, and the key may be the one of a moment ago.
+func (b *Bus) lookForTrust(mail bool) {
+	ctx := b.loops
+	if mail {
+		if b.looks.Wait(ctx) != nil {
+			return
+		}
+	} else {
+		if !b.looks.Allow() {
+			return
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, lookLimit)
+		defer cancel()
 	}
-	ctx, cancel := context.WithTimeout(b.loops, lookLimit)
-	defer cancel()
 	for wait := newBackoff(); ; {
 		p, err := b.store.Get(ctx, trust.SetKey)
 		if err == nil && p != nil {
@@ -212,7 +222,7 @@ func (b *Bus) readPolicy(ctx context.Context) {
 	}
 	err = b.cfg.Policy(p.Value, b.trustSet())
 	if r := (*trust.Refusal)(nil); errors.As(err, &r) && (r.Reason == trust.WrongOperator || r.Reason == trust.NoTrustSet) {
-		b.lookForTrust() // it may be of an operator whom a set names that came between the two reads
+		b.lookForTrust(false) // it may be of an operator whom a set names that came between the two reads
 		err = b.cfg.Policy(p.Value, b.trustSet())
 	}
 	if err != nil {

@@ -52,9 +52,12 @@ func (m *operated) publish() {
 	m.put(trust.SetKey, raw)
 }
 
-func (m *operated) join(name string) *gw {
+func (m *operated) join(name string, change ...func(*bus.Config)) *gw {
 	m.Helper()
 	return m.gateway(name, func(c *bus.Config) {
+		for _, f := range change {
+			f(c)
+		}
 		var err error
 		if c.Anchor, err = trust.OpenAnchor("", "m", []ed25519.PublicKey{m.operator.Public()}); err != nil {
 			m.Fatal(err)
@@ -176,6 +179,41 @@ func TestRotateKeepsWhatWaits(t *testing.T) {
 			}
 		}
 		b.stop(jerry, bobby, second, works)
+	})
+}
+
+// TestRotateDuringAnOutage: who has not seen the set that names a new key, and cannot look for it now, waits with the mail.
+func TestRotateDuringAnOutage(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		m := b.operated("jerry", "bobby")
+		jerry := m.join("jerry")
+		bobby := m.join("bobby", func(c *bus.Config) { c.Heartbeat = 24 * time.Hour })
+		b.serve(bobby, bus.AgentSpec{ID: "bob"}, func(_ context.Context, in *bus.Incoming) error { return in.Reply(in.Envelope().Payload) })
+		first := b.send(jerry, "bob", "before", nil)
+		b.pass(time.Second)
+		bobby.store.Before(func(call string, _ []bus.Op) error {
+			if call == bustest.CallGet {
+				return fmt.Errorf("%w: the test's outage", bus.ErrUnavailable)
+			}
+			return nil
+		})
+		m.rotate(jerry)
+		second := b.send(jerry, "bob", "meanwhile", nil)
+		b.pass(time.Minute)
+		if f := jerry.facts(second); f.Acked || f.Dead {
+			b.Errorf("judged without the set: %+v", f)
+		}
+		bobby.store.Before(nil)
+		b.pass(time.Minute)
+		for _, id := range []string{first, second} {
+			if f := jerry.facts(id); !f.Acked || f.Dead {
+				b.Errorf("%+v", f)
+			}
+		}
+		if r := append(bobby.refusals(), jerry.refusals()...); len(r) > 0 {
+			b.Errorf("refused: %q", r)
+		}
+		b.stop(jerry, bobby)
 	})
 }
 

@@ -125,6 +125,7 @@ func TestRotationRequest(t *testing.T) {
 // TestMissing: a key that the set does not name is looked for once more, and what this gateway says itself is not.
 func TestMissing(t *testing.T) {
 	newer, next, looked := exampleSet(2), seeded(9), 0
+	var waits []bool
 	if err := newer.Follow("a", publicText(next), noon, time.Hour, time.Hour); err != nil {
 		t.Fatal(err)
 	}
@@ -133,14 +134,28 @@ func TestMissing(t *testing.T) {
 	s := &Signer{Mesh: "m", Gateway: "a", Key: next}
 	st := s.Sign(KindTerm, "p", noon, []byte("x"))
 	judge := func() error { return v.Stamp(KindTerm, "p", []byte("x"), &st, "a", "") }
-	v.OnMissing(func() { looked++ })
+	v.OnMissing(func(mail bool) {
+		looked++
+		waits = append(waits, mail)
+	})
 	if err := judge(); reasonOf(err) != UnknownKey || looked != 1 {
 		t.Errorf("nothing newer: %v, looked %d times", err, looked)
 	}
+	for kind, mail := range map[Kind]bool{KindReceipts: true, KindRecord: true, KindRegistry: false, KindOwner: false} {
+		waits = nil
+		if err := v.Stamp(kind, "p", []byte("x"), &st, "a", ""); err == nil || len(waits) != 1 || waits[0] != mail {
+			t.Errorf("%s: %v, %v", kind, waits, err)
+		}
+	}
+	waits = nil
+	if err := v.Entry(&EntryHead{Lane: "l"}, &st, "a"); err == nil || len(waits) != 1 || !waits[0] {
+		t.Errorf("an entry: %v, %v", waits, err)
+	}
+	looked = 1
 	if err := v.Speaks(s, noon); reasonOf(err) != UnknownKey || looked != 1 {
 		t.Errorf("what it says itself: %v, looked %d times", err, looked)
 	}
-	v.OnMissing(func() { looked++; v.Use(newer) })
+	v.OnMissing(func(bool) { looked++; v.Use(newer) })
 	if err := judge(); err != nil || looked != 2 {
 		t.Errorf("a newer set: %v, looked %d times", err, looked)
 	}

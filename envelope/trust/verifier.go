@@ -16,7 +16,7 @@ type Verifier struct {
 	view    atomic.Pointer[view]
 	// missing is asked before a key counts as unknown: a gateway signs with a new one as soon as the set names it, and
 	// this set may be older. It returns when there is no newer one.
-	missing atomic.Pointer[func()]
+	missing atomic.Pointer[func(mail bool)]
 }
 
 // view is a set, looked up by key.
@@ -81,17 +81,18 @@ func (v *Verifier) Set() *Set {
 func (v *Verifier) Enforced() bool { return v.enforce || v.view.Load() != nil }
 
 // OnMissing sets what is done before a key that the set does not name is refused: look for a newer set, and [Verifier.Use] it.
-// It is called from whatever goroutine judges, once a judgement, and must be quick.
-func (v *Verifier) OnMissing(look func()) { v.missing.Store(&look) }
+// It is called from whatever goroutine judges, once a judgement. mail: a refusal would cost a message (an entry, a proof, receipts,
+// a record), so the look is worth waiting for; else it must be quick.
+func (v *Verifier) OnMissing(look func(mail bool)) { v.missing.Store(&look) }
 
 // key is keyOf, with a look for a newer set when the key is not in this one.
-func (v *Verifier) key(st *Stamp) (*heldKey, *view, error) {
+func (v *Verifier) key(st *Stamp, mail bool) (*heldKey, *view, error) {
 	k, w, err := v.keyOf(st)
 	look := v.missing.Load()
 	if refused, ok := err.(*Refusal); !ok || refused.Reason != UnknownKey || look == nil { //nolint:errorlint // keyOf made it
 		return k, w, err
 	}
-	(*look)()
+	(*look)(mail)
 	if v.view.Load() == w {
 		return k, w, err
 	}
@@ -135,7 +136,7 @@ func (v *Verifier) Record(kind Kind, place string, raw []byte, by, agent string)
 
 // Stamp judges a stamp over a body at a place; by and agent are as in [Verifier.Record].
 func (v *Verifier) Stamp(kind Kind, place string, body []byte, st *Stamp, by, agent string) error {
-	k, w, err := v.key(st)
+	k, w, err := v.key(st, kind == KindReceipts || kind == KindRecord)
 	if err != nil || k == nil {
 		return err
 	}
@@ -158,7 +159,7 @@ func (w *view) speaks(st *Stamp, by, agent string) error {
 
 // Entry judges an entry of the lane of a gateway.
 func (v *Verifier) Entry(h *EntryHead, st *Stamp, by string) error {
-	k, w, err := v.key(st)
+	k, w, err := v.key(st, true)
 	if err != nil || k == nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func (v *Verifier) Proof(p *Proof, canonical []byte, by string) error {
 	if p != nil {
 		st = &p.Stamp
 	}
-	k, w, err := v.key(st)
+	k, w, err := v.key(st, true)
 	if err != nil || k == nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (b *Bus) changeKey(ctx context.Context) {
 	b.resign(ctx)
 }
 
-// resign signs anew what stands for longer than a key should have to be believed: registry entries, claims, workers and
+// resign signs anew what stands for longer than a key should have to be believed: registry entries, claims, workers, rooms and
 // cursors. Entries, receipts and records stay as they are: the old key has ended, and what it said before that counts.
 func (b *Bus) resign(ctx context.Context) {
 	b.registry.kick()
@@ -80,8 +80,35 @@ func (b *Bus) resign(ctx context.Context) {
 			b.log.Debug("cannot sign a claim anew; the old signature goes on to count", "agent", term.spec.ID, "error", err)
 		}
 		term.signCursors()
+		if err := b.signRoom(ctx, term); err != nil && term.ctx.Err() == nil {
+			b.log.Debug("cannot sign a room anew; the old signatures go on to count", "agent", term.spec.ID, "error", err)
+		}
 	}
 	b.workers.sayAgain(ctx)
+}
+
+// signRoom signs the entries of an inbox's room with the key of now, whoever of its owners wrote them. One that the owner
+// writes at the same time is signed with it anyway.
+func (b *Bus) signRoom(ctx context.Context, t *inbox) error {
+	pairs, err := b.store.List(ctx, roomKey(t.spec.ID, ""))
+	if err != nil {
+		return err
+	}
+	for _, p := range pairs {
+		body, st, err := b.open(trust.KindRecord, p.Key, p.Value, "", t.spec.ID)
+		if err != nil || st == nil || st.Key == b.cfg.Signer.Current().ID() {
+			continue
+		}
+		_, err = b.store.Txn(ctx, []Op{
+			{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: t.session},
+			{Verb: OpCheckSession, Key: agentLockKey(t.spec.ID), Session: t.session},
+			{Verb: OpCAS, Key: p.Key, Value: b.sign(trust.KindRecord, p.Key, body), Index: p.ModifyIndex},
+		})
+		if refused := (*TxnError)(nil); err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	return nil
 }
 
 // claimAgain signs the claim and the term of an inbox with the key of now. It goes beside the writer: a release that is on

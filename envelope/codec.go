@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -19,6 +21,10 @@ const SignatureContext = "gatemesh/envelope/1"
 type Sealed struct {
 	Envelope
 	canonical []byte
+	// opened: the payload in memory is not the encrypted one of the canonical bytes. outside is what lies outside of those
+	// of an encrypted envelope that was just sealed.
+	opened  bool
+	outside json.RawMessage
 }
 
 // Seal validates e and fixes its canonical bytes. The envelope and what it points to
@@ -97,10 +103,14 @@ func (s *Sealed) decode() error {
 // may have other types, other keys and another canonical form.
 func otherMajor(b []byte) error {
 	var v struct {
-		SchemaVersion string `json:"schema_version"`
+		SchemaVersion string          `json:"schema_version"`
+		Encryption    json.RawMessage `json:"encryption"`
 	}
 	if json.Unmarshal(b, &v) != nil {
 		return nil //nolint:nilerr // then the other reason stands
+	}
+	if len(v.Encryption) == 0 && strings.HasPrefix(v.SchemaVersion, strconv.Itoa(EncryptedMajor)+".") {
+		return &VersionError{Got: v.SchemaVersion}
 	}
 	if err := checkVersion(v.SchemaVersion); errors.As(err, new(*VersionError)) {
 		return err
@@ -110,10 +120,10 @@ func otherMajor(b []byte) error {
 
 // checkCanonical refuses what the decoder would let through: white space outside
 // strings, deep nesting, and in the objects that this package reads (the envelope, its
-// budget and its task) keys that stand twice, keys that Go would fold into another one, and
+// budget, its task and its encryption) keys that stand twice, keys that Go would fold into another one, and
 // values that mean "absent". It does not check the grammar; the decoder does that.
 func checkCanonical(b []byte) error {
-	var keys [3]keySet // of the envelope, of its budget, of its task
+	var keys [4]keySet // of the envelope, of its budget, of its task, of its encryption
 	depth, inner, wantKey := 0, 0, false
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
@@ -150,6 +160,8 @@ func checkCanonical(b []byte) error {
 					inner = 1
 				case "task":
 					inner = 2
+				case "encryption":
+					inner = 3
 				default:
 					inner = 0
 				}

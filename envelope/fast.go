@@ -12,7 +12,7 @@ import (
 
 // appendJSON appends e as Encode would write it, or reports that it cannot.
 func (e *Envelope) appendJSON(b []byte) ([]byte, bool) {
-	if !plain(e.ConversationID) || !plain(e.Capability) || !plain(e.Traceparent) || e.Budget != nil || e.Task != nil || !goodPayload(e.Payload) {
+	if !plain(e.ConversationID) || !plain(e.Capability) || !plain(e.Traceparent) || e.Budget != nil || e.Task != nil || e.Encryption != nil || !goodPayload(e.Payload) {
 		return b, false
 	}
 	str := func(name, v string) {

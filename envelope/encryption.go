@@ -41,8 +41,13 @@ func (e *Envelope) Readers() []string {
 	if e.Encryption == nil {
 		return nil
 	}
-	list := make([]string, len(e.Encryption.Keys))
-	for i, k := range e.Encryption.Keys {
+	return e.Encryption.Readers()
+}
+
+// Readers are the gateways that Keys are for.
+func (c *Encryption) Readers() []string {
+	list := make([]string, len(c.Keys))
+	for i, k := range c.Keys {
 		list[i], _, _ = strings.Cut(k, "/")
 	}
 	return list

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // longest bounds every wait of the suite; nothing is expected to come near it.
@@ -23,13 +24,27 @@ const longest = 30 * time.Second
 // implementation. open returns a new client of one and the same store at each call; the
 // suite uses names of its own in every subtest, so the store may be shared.
 func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
-	deliver(t, asAnybody(open), false)
+	deliver(t, asAnybody(open), inTheOpen)
 }
 
 // SignedDelivery is [Delivery] in a mesh whose gateways sign, and believe nothing else.
 func SignedDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
-	deliver(t, asAnybody(open), true)
+	deliver(t, asAnybody(open), signed)
 }
+
+// ConfidentialDelivery is [SignedDelivery] with every payload encrypted, and what must not be seen looked for.
+func ConfidentialDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
+	deliver(t, asAnybody(open), confidential)
+}
+
+// security is how much of it the meshes of the suite have.
+type security int
+
+const (
+	inTheOpen security = iota
+	signed
+	confidential
+)
 
 func asAnybody(open func(t *testing.T) func() bus.Store) func(t *testing.T) func(string) bus.Store {
 	return func(t *testing.T) func(string) bus.Store {
@@ -47,7 +62,7 @@ func DeliveryAs(t *testing.T, open func(t *testing.T) func(mesh bus.Topology, ga
 			_, tag, _ := strings.Cut(gateway, "-")
 			return o(tagged(mayDo, tag), gateway)
 		}
-	}, false)
+	}, inTheOpen)
 }
 
 // contract is a part of the suite.
@@ -56,7 +71,7 @@ type contract struct {
 	run  func(*world)
 }
 
-func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store, signed bool) {
+func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store, sec security) {
 	parts := []contract{
 		{"SendAckReply", sendAckReply},
 		{"AskSurvivesItsHandler", askSurvives},
@@ -91,15 +106,21 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"TaskQueues", queues},
 	}
 	parts = append(parts, duties...)
-	if signed {
+	switch sec {
+	case signed:
 		parts = append(parts, attacks...)
+	case confidential:
+		parts = append(parts, secrets...)
 	}
 	for _, tc := range parts {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
 			_, w.slow = w.open("").(bus.Registrar)
-			if signed {
+			if sec >= signed {
 				w.trust = newTrusted(w.tag)
+			}
+			if sec == confidential {
+				w.trust.rings = map[string]*trust.Keyring{}
 			}
 			tc.run(w)
 		})

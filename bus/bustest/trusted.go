@@ -17,6 +17,8 @@ type trusted struct {
 	mu   sync.Mutex
 	set  trust.Set
 	keys map[string]*trust.Key
+	// rings are the keys of gateways that payloads are encrypted for; nil: nothing is.
+	rings map[string]*trust.Keyring
 	// only are the agents of gateways that may not host any.
 	only map[string][]string
 }
@@ -26,7 +28,19 @@ func newTrusted(mesh string) *trusted {
 }
 
 // join lets a gateway in; one that comes back has the key that it had.
-func (m *trusted) join(cfg *bus.Config) { cfg.Signer, cfg.Trust = m.signer(cfg.Gateway), m.verifier }
+func (m *trusted) join(cfg *bus.Config) {
+	cfg.Signer, cfg.Trust = m.signer(cfg.Gateway), m.verifier
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rings == nil {
+		return
+	}
+	if m.rings[cfg.Gateway] == nil {
+		m.rings[cfg.Gateway], _ = trust.OpenKeyring("") // reads nothing
+	}
+	cfg.Keyring = m.rings[cfg.Gateway]
+	cfg.Confidential = func(string) bus.Confidentiality { return bus.RequireEncrypted }
+}
 
 // signer is the key of a gateway, let in when it was not: for any agent, or for those in only.
 func (m *trusted) signer(gateway string) *trust.Signer {

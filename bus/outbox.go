@@ -135,6 +135,12 @@ func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extr
 			return nil, err
 		}
 		s, err := b.seal(o)
+		if errors.Is(err, ErrNoEncryptionKey) {
+			// Nobody can read what is for nobody.
+			if terr := b.checkTarget(ctx, o.To); terr != nil {
+				err = terr
+			}
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -57,7 +57,9 @@ func (m *trusted) encrypting(w *world) {
 				}
 			}
 		}
-		m.publish(w, gw)
+		if len(m.only[gw]) > 0 {
+			m.publish(w, gw) // the others own nothing, and join when they start
+		}
 	}
 }
 

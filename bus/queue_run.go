@@ -187,7 +187,7 @@ func (t *queueTerm) await(ctx context.Context, m *Incoming, run *taskRun) (v tas
 	}
 	ans, err := m.Ask(ctx, Outgoing{
 		ID: run.Question, ConversationID: run.Question, To: envelope.Address{Agent: run.Gateway}, From: b.cfg.Gateway,
-		Capability: opRun, Payload: mustEncode(order), secret: j.env.Encrypted(),
+		Capability: opRun, Payload: mustEncode(order),
 		TTL: min(max(life, time.Second), envelope.MaxTTL), MaxHops: envelope.MaxHops, AckTimeout: j.ackTimeout(), Terminal: true, reserved: true,
 	})
 	if err != nil {

@@ -2,6 +2,8 @@ package bustest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +26,8 @@ var secrets = []contract{
 	{"LetInLater", letInLater},
 	{"NewKeys", newKeys},
 	{"InTheClearIsRefused", clearRefused},
+	{"SentTwice", sentTwice},
+	{"IdsTellNothing", idsTellNothing},
 }
 
 // spoilt: what a gateway that may send makes of its own ciphertext, or of another one's, is never handed over, and whose it
@@ -216,6 +220,56 @@ func letInLater(w *world) {
 	}
 	again.waitFor(func(ev bus.Event) bool { return ev.Event == bus.EventAcked && ev.MessageID == id })
 	c.want(w, "new mail", "old mail")
+}
+
+// sentTwice: a large message that is sent again under its id, because nobody knows whether it was accepted, is other bytes when it is
+// encrypted again. Those must not take the place of the first ones.
+func sentTwice(w *world) {
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	bobby.serve("bob", func(context.Context, *bus.Incoming) error { return nil })
+	crash(w, bobby)
+	o := jerry.out("bob", strings.Repeat("0123456789", 40_000))
+	o.ID = envelope.NewID()
+	jerry.send(o)
+	jerry.send(o)
+	var handled atomic.Int64
+	again := w.node("bobby")
+	again.serve("bob", func(_ context.Context, m *bus.Incoming) error {
+		if string(m.Envelope().Payload) == string(o.Payload) {
+			handled.Add(1)
+		}
+		return nil
+	})
+	if tr := jerry.until(o.ID, func(t bus.Track) bool { return t.Facts.Acked || t.Facts.Dead }); tr.Facts.Dead || handled.Load() != 1 {
+		w.Errorf("handled %d times: %+v", handled.Load(), tr.Facts)
+	}
+}
+
+// idsTellNothing: what a handler sends is named by its content, so that it is the same when the handler runs again; whoever
+// guesses an encrypted content must not be able to see in the name that he is right.
+func idsTellNothing(w *world) {
+	jerry, bobby := w.node("jerry"), w.node("bobby")
+	out := bus.Outgoing{To: envelope.Address{Agent: w.name("one")}, Payload: envelope.TextPayload("yes")}
+	ids := make(chan string, 2)
+	bobby.serve("one", func(context.Context, *bus.Incoming) error { return nil })
+	bobby.serve("bob", func(_ context.Context, m *bus.Incoming) error {
+		id, err := m.Send(out)
+		if err != nil {
+			return err
+		}
+		ids <- id
+		if m.Attempt() == 1 {
+			return errors.New("once more")
+		}
+		return nil
+	})
+	s := jerry.send(jerry.out("bob", "well?"))
+	jerry.until(s.MessageID, acked)
+	first, second := <-ids, <-ids
+	h := sha256.Sum256(append([]byte(out.To.String()+"\x00\x00"), out.Payload...))
+	if guess := envelope.DerivedID(s.MessageID, "send/1/"+hex.EncodeToString(h[:8])); first == guess || first != second {
+		w.Errorf("ids %s and %s, guessed %s", first, second, guess)
+	}
 }
 
 // newKeys: what was sent for an old key is read after another one followed.

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -219,7 +220,7 @@ func (b *Bus) tryPublishKey(ctx context.Context) error {
 	}
 	if p != nil {
 		old, st := trust.SplitRecord(p.Value)
-		if st != nil && string(old) == string(body) && st.SignedBy(s.Key.Public(), trust.KindEncryption, key, body) && b.now().Sub(st.At.Time).Abs() < republish {
+		if st != nil && bytes.Equal(old, body) && st.SignedBy(s.Key.Public(), trust.KindEncryption, key, body) && b.now().Sub(st.At.Time).Abs() < republish {
 			return nil
 		}
 	}

@@ -21,11 +21,12 @@ const SignatureContext = "gatemesh/envelope/1"
 type Sealed struct {
 	Envelope
 	canonical []byte
-	// opened: the payload in memory is not the encrypted one of the canonical bytes. outside is what lies outside of those
-	// of an encrypted envelope that was just sealed.
-	opened  bool
-	outside json.RawMessage
+	// opened is set when the payload in memory is not the encrypted one of the canonical bytes.
+	opened *opened
 }
+
+// opened holds what lies outside of an encrypted envelope that was just sealed, if anything does.
+type opened struct{ outside json.RawMessage }
 
 // Seal validates e and fixes its canonical bytes. The envelope and what it points to
 // (payload, budget) must not be changed afterwards.
@@ -123,7 +124,8 @@ func otherMajor(b []byte) error {
 // budget, its task and its encryption) keys that stand twice, keys that Go would fold into another one, and
 // values that mean "absent". It does not check the grammar; the decoder does that.
 func checkCanonical(b []byte) error {
-	var keys [4]keySet // of the envelope, of its budget, of its task, of its encryption
+	var keys [3]keySet   // of the envelope, of its budget, of its task
+	var ofCipher *keySet // of its encryption, which few have
 	depth, inner, wantKey := 0, 0, false
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
@@ -148,7 +150,10 @@ func checkCanonical(b []byte) error {
 			wantKey = false
 			key, value := b[start:i], b[i+1:]
 			set := &keys[0]
-			if depth == 2 {
+			switch {
+			case depth == 2 && inner == len(keys):
+				set = ofCipher
+			case depth == 2:
 				set = &keys[inner]
 			}
 			if err := set.add(key); err != nil {
@@ -161,7 +166,7 @@ func checkCanonical(b []byte) error {
 				case "task":
 					inner = 2
 				case "encryption":
-					inner = 3
+					inner, ofCipher = len(keys), new(keySet)
 				default:
 					inner = 0
 				}

@@ -85,13 +85,8 @@ func (e *Envelope) Binding() []byte {
 
 func (e *Envelope) validateEncryption() error {
 	c := e.Encryption
-	encrypted := strings.HasPrefix(e.SchemaVersion, strconv.Itoa(EncryptedMajor)+".")
 	switch {
-	case c == nil && encrypted:
-		return &VersionError{Got: e.SchemaVersion} // another 2.x than ours
-	case c == nil:
-		return nil
-	case !encrypted:
+	case !strings.HasPrefix(e.SchemaVersion, strconv.Itoa(EncryptedMajor)+"."):
 		return invalid("an encrypted payload needs schema_version %d.x, not %s", EncryptedMajor, e.SchemaVersion)
 	case c.Suite == "" || len(c.Suite) > maxSuite || strings.Trim(c.Suite, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":
 		return invalid("encryption.suite %q is not a name", clip(c.Suite, 80))
@@ -136,7 +131,7 @@ func ValidWrap(s string) bool {
 }
 
 // Closed reports whether the payload that is in memory is ciphertext.
-func (s *Sealed) Closed() bool { return s.Encrypted() && !s.opened }
+func (s *Sealed) Closed() bool { return s.Encrypted() && s.opened == nil }
 
 // Cipher is the ciphertext of an encrypted envelope, as its payload or what lies outside has it; s is as it was read, or
 // loaded by [Sealed.WithPayload].
@@ -158,14 +153,14 @@ func (s *Sealed) Opened(plain []byte) (*Sealed, error) {
 		return nil, invalid("payload is not JSON")
 	}
 	open := *s
-	open.Payload, open.opened = p, true
+	open.Payload, open.opened = p, &opened{}
 	return &open, nil
 }
 
 // Outside is what is to be stored outside of a claimed envelope that was just sealed.
 func (s *Sealed) Outside() json.RawMessage {
-	if s.outside != nil {
-		return s.outside
+	if s.opened != nil && s.opened.outside != nil {
+		return s.opened.outside
 	}
 	return s.Payload
 }
@@ -188,18 +183,16 @@ func SealEncrypted(e Envelope, cipher string, plain json.RawMessage) (*Sealed, e
 		size += len(k) + len(`"",`)
 	}
 	var s *Sealed
+	var outside json.RawMessage
 	var err error
 	if size > MaxPayload {
-		var outside json.RawMessage
-		if s, outside, err = SealClaim(e); err == nil {
-			s.outside = outside
-		}
+		s, outside, err = SealClaim(e)
 	} else {
 		s, err = Seal(e)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.Payload, s.opened = plain, true
+	s.Payload, s.opened = plain, &opened{outside}
 	return s, nil
 }

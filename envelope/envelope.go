@@ -239,8 +239,8 @@ func (e *Envelope) Validate() error {
 	if err := checkVersion(e.SchemaVersion); err != nil {
 		return err
 	}
-	if err := e.validateEncryption(); errors.As(err, new(*VersionError)) {
-		return err
+	if e.Encryption == nil && e.SchemaVersion[0] != '1' {
+		return &VersionError{Got: e.SchemaVersion} // another 2.x than ours
 	}
 	for _, f := range [...]struct {
 		name, value string
@@ -300,8 +300,10 @@ func (e *Envelope) Validate() error {
 	if err := e.Task.validate(); err != nil {
 		return err
 	}
-	if err := e.validateEncryption(); err != nil {
-		return err
+	if e.Encryption != nil {
+		if err := e.validateEncryption(); err != nil {
+			return err
+		}
 	}
 	return e.Budget.validate()
 }

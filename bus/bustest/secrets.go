@@ -30,8 +30,8 @@ var secrets = []contract{
 	{"IdsTellNothing", idsTellNothing},
 }
 
-// spoilt: what a gateway that may send makes of its own ciphertext, or of another one's, is never handed over, and whose it
-// is is told. (Who holds no key cannot even do that: the signature is over the ciphertext.)
+// spoilt: what a gateway that may send makes of its own ciphertext, or of another one's, is never handed over, and the event
+// names the gateway. (Who holds no key cannot even do that: the signature is over the ciphertext.)
 func spoilt(w *world) {
 	jerry, bobby := w.node("jerry"), w.node("bobby")
 	var c tally

@@ -46,18 +46,18 @@ func (b *Bus) sealEncrypted(e envelope.Envelope) (*envelope.Sealed, error) {
 		return nil, err
 	}
 	e.SchemaVersion = envelope.EncryptedVersion
-	readers, err := b.readers.of(envelope.Address{Agent: e.TargetAgent, Gateway: e.TargetGateway})
+	key, err := b.readers.sending(envelope.Address{Agent: e.TargetAgent, Gateway: e.TargetGateway})
 	if err != nil {
 		return nil, err
 	}
-	cipher, keys, err := trust.EncryptPayload(e.Binding(), plain, readers)
+	c, cipher, err := key.Encrypt(e.Binding(), plain)
 	if err != nil {
 		return nil, err
 	}
 	if n := len(cipher) + 2; n > envelope.MaxClaim {
 		return nil, fmt.Errorf("payload is %d bytes encrypted, at most %d: %w", n, envelope.MaxClaim, ErrTooLarge)
 	}
-	e.Encryption = &envelope.Encryption{Suite: trust.EncryptionSuite, Keys: keys}
+	e.Encryption = c
 	return envelope.SealEncrypted(e, cipher, plain)
 }
 
@@ -66,7 +66,7 @@ func (b *Bus) contentKey(s *envelope.Sealed, more []string) (trust.ContentKey, e
 	err := trust.ErrNotForHere
 	if b.cfg.Keyring != nil {
 		var key trust.ContentKey
-		if key, err = b.cfg.Keyring.Unwrap(s.Encryption.Suite, s.Binding(), append(more[:len(more):len(more)], s.Encryption.Keys...)); err == nil {
+		if key, err = b.cfg.Keyring.Unwrap(s.SourceGateway, s.Encryption, s.Binding(), more); err == nil {
 			return key, nil
 		}
 	}
@@ -144,11 +144,11 @@ func (m *Incoming) rewrap(to envelope.Address) ([]string, error) {
 	if !m.j.env.Encrypted() {
 		return nil, nil
 	}
-	readers, err := m.j.ib.b.readers.of(to)
+	list, err := m.j.ib.b.readers.of(to)
 	if err != nil {
 		return nil, err
 	}
-	return trust.WrapKey(m.key, m.j.env.Binding(), readers)
+	return trust.WrapKey(m.key, m.j.env.Binding(), list.readers)
 }
 
 // EncryptionKey is what is known of the key that payloads for a gateway are encrypted for.

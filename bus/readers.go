@@ -19,8 +19,22 @@ type readers struct {
 	known map[string]knownReader // by gateway
 	// set is what known was judged by, and lists what was asked for since it or known changed.
 	set   *trust.Set
-	lists map[envelope.Address][]*trust.Reader
+	lists map[envelope.Address]*readerList
 }
+
+// readerList is who can read what is sent to an address, and what it is encrypted with for now.
+type readerList struct {
+	readers []*trust.Reader
+	key     *trust.SendingKey
+	made    time.Time
+	used    int
+}
+
+// How long, and how often, one sending key is used: all that was encrypted with it is one secret.
+const (
+	sendingLife = time.Minute
+	sendingUses = 100_000
+)
 
 type knownReader struct {
 	pair   Pair
@@ -32,7 +46,7 @@ type knownReader struct {
 const maxReaderLists = 4096
 
 func newReaders(b *Bus) *readers {
-	return &readers{b: b, known: map[string]knownReader{}, lists: map[envelope.Address][]*trust.Reader{}}
+	return &readers{b: b, known: map[string]knownReader{}, lists: map[envelope.Address]*readerList{}}
 }
 
 func (r *readers) follow(ctx context.Context) {
@@ -120,9 +134,28 @@ func (r *readers) missingLocked(gw string) string {
 	return ""
 }
 
+// sending is the key to encrypt with for an address now. Errors: those of of.
+func (r *readers) sending(to envelope.Address) (*trust.SendingKey, error) {
+	list, err := r.of(to)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if list.key == nil || list.used >= sendingUses || time.Since(list.made) > sendingLife {
+		key, err := trust.NewSendingKey(r.b.cfg.Gateway, list.readers)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoEncryptionKey, err)
+		}
+		list.key, list.made, list.used = key, time.Now(), 0
+	}
+	list.used++
+	return list.key, nil
+}
+
 // of lists those who can read what is sent to an agent now: the gateways that the trust set lets own its inbox, or the one
 // that the message is pinned to. Errors: [ErrNoEncryptionKey].
-func (r *readers) of(to envelope.Address) ([]*trust.Reader, error) {
+func (r *readers) of(to envelope.Address) (*readerList, error) {
 	if r.b.cfg.Keyring == nil {
 		return nil, fmt.Errorf("%w: this gateway keeps no encryption keys (mesh.dataDir, and a trust set)", ErrNoEncryptionKey)
 	}
@@ -139,7 +172,7 @@ func (r *readers) of(to envelope.Address) ([]*trust.Reader, error) {
 	return list, err
 }
 
-func (r *readers) listed(to envelope.Address) ([]*trust.Reader, error) {
+func (r *readers) listed(to envelope.Address) (*readerList, error) {
 	set := r.b.trustSet()
 	if set == nil {
 		return nil, fmt.Errorf("%w: no trust set is known, so nobody can say whose key is whose (gatemesh trust init)", ErrNoEncryptionKey)
@@ -175,6 +208,6 @@ func (r *readers) listed(to envelope.Address) ([]*trust.Reader, error) {
 	if len(r.lists) >= maxReaderLists {
 		clear(r.lists)
 	}
-	r.lists[to] = list
-	return list, nil
+	r.lists[to] = &readerList{readers: list}
+	return r.lists[to], nil
 }

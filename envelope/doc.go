@@ -38,7 +38,7 @@
 //	                 it may be handled, before what, and what it is one of a kind of. Counts for every inbox,
 //	                 the unique ones for queues. With a not_before the ttl counts from there. A 1.0
 //	                 gateway keeps it unread: it handles such a message at once
-//	encryption       in 2.x, which is 1.x but for this; {suite, keys}: the payload is a string, ciphertext in base64,
+//	encryption       in 2.x, which is 1.x but for this; {suite, salt, keys}: the payload is a string, ciphertext in base64,
 //	                 and keys wrap its key once for each gateway that may read it. A gateway of 1.x refuses it
 //	traceparent      W3C Trace Context; one that is malformed is carried, not refused
 //

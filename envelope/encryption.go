@@ -19,6 +19,8 @@ const (
 	// maxWrap bounds one wrapped key as text, maxSuite the name of a suite.
 	maxWrap  = 2048
 	maxSuite = 64
+	// saltText is the length of a salt as text.
+	saltText = 22
 	// minCipher is the shortest ciphertext as text: the 16 bytes of its tag.
 	minCipher = 22
 )
@@ -28,7 +30,9 @@ const (
 type Encryption struct {
 	// Suite names the algorithms.
 	Suite string `json:"suite"`
-	// Keys are the message's key, once for each reader: gateway/id of its public key/the wrapped key in base64 without
+	// Salt makes the message's own key out of the key that is wrapped: 16 random bytes in base64 without padding.
+	Salt string `json:"salt"`
+	// Keys are the wrapped key, once for each reader: gateway/id of its public key/the wrapped key in base64 without
 	// padding.
 	Keys []string `json:"keys"`
 }
@@ -90,6 +94,8 @@ func (e *Envelope) validateEncryption() error {
 		return invalid("an encrypted payload needs schema_version %d.x, not %s", EncryptedMajor, e.SchemaVersion)
 	case c.Suite == "" || len(c.Suite) > maxSuite || strings.Trim(c.Suite, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":
 		return invalid("encryption.suite %q is not a name", clip(c.Suite, 80))
+	case len(c.Salt) != saltText || !isBase64(c.Salt):
+		return invalid("encryption.salt %q is not the base64 of 16 bytes without padding", clip(c.Salt, 80))
 	case len(c.Keys) == 0 || len(c.Keys) > MaxReaders:
 		return invalid("encryption.keys has %d keys, want 1 to %d", len(c.Keys), MaxReaders)
 	}

@@ -35,7 +35,7 @@ func golden() map[string]Envelope {
 	urgent.SchemaVersion, urgent.Task = "1.1", &Task{Priority: ptr(MaxPriority)}
 	secret := minimal()
 	secret.SchemaVersion, secret.Payload = EncryptedVersion, json.RawMessage(`"c2VhbGVkIHdpdGggYSB0YWcgb2YgMTYgYnl0ZXM"`)
-	secret.Encryption = &Encryption{Suite: "x25519-hkdf-sha256-aes256gcm", Keys: []string{"gw-bobby/0123456789abcdef/d3JhcHBlZA", "gw-billy/fedcba9876543210/d3JhcHBlZCwgdG9v"}}
+	secret.Encryption = &Encryption{Suite: "x25519-hkdf-sha256-aes256gcm", Salt: "c2l4dGVlbiByYW5kb20gYg", Keys: []string{"gw-bobby/0123456789abcdef/d3JhcHBlZA", "gw-billy/fedcba9876543210/d3JhcHBlZCwgdG9v"}}
 	outside := full()
 	outside.SchemaVersion, outside.Payload, outside.Encryption = EncryptedVersion, json.RawMessage("null"), secret.Encryption
 	outside.PayloadSize, outside.PayloadSHA256 = 200_000, strings.Repeat("0f", 32)

@@ -157,6 +157,7 @@ func wildEnvelope() *rapid.Generator[Envelope] {
 			e.SchemaVersion = often(rapid.Just(EncryptedVersion), rapid.SampledFrom([]string{"2.7", "1.1", "3.0"})).Draw(t, "encrypted version")
 			e.Encryption = &Encryption{
 				Suite: often(rapid.StringMatching(`[a-z0-9-]{1,64}`), rapid.SampledFrom([]string{"", "A", "a b", strings.Repeat("a", 65)})).Draw(t, "suite"),
+				Salt:  often(rapid.StringMatching(`[A-Za-z0-9+/]{22}`), rapid.SampledFrom([]string{"", "AAAA", strings.Repeat("A", 23), strings.Repeat("=", 22)})).Draw(t, "salt"),
 				Keys:  often(rapid.SliceOfN(wrap, 1, 4), rapid.SampledFrom([][]string{{}, slices.Repeat([]string{"a/0123456789abcdef/AA"}, MaxReaders+1)})).Draw(t, "keys"),
 			}
 			if e.PayloadSHA256 == "" {

@@ -58,11 +58,15 @@ func spoilt(w *world) {
 			SchemaVersion: envelope.EncryptedVersion, MessageID: envelope.NewID(), CorrelationID: envelope.NewID(), ConversationID: envelope.NewID(),
 			SourceGateway: mallory.Gateway, SourceAgent: "somebody", TargetAgent: w.name("bob"), CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(time.Hour), MaxHops: 4,
 		}
-		cipher, keys, err := trust.EncryptPayload(e.Binding(), envelope.TextPayload(text), readers)
+		key, err := trust.NewSendingKey(mallory.Gateway, readers)
 		if err != nil {
 			w.Fatal(err)
 		}
-		e.Encryption = &envelope.Encryption{Suite: trust.EncryptionSuite, Keys: keys}
+		c, cipher, err := key.Encrypt(e.Binding(), envelope.TextPayload(text))
+		if err != nil {
+			w.Fatal(err)
+		}
+		e.Encryption = c
 		return parts{e, cipher}
 	}
 	for i, attack := range []struct {
@@ -72,6 +76,16 @@ func spoilt(w *world) {
 	}{
 		{"as it should be", func(*parts) {}, true},
 		{"the keys of another message", func(p *parts) { p.env.Encryption = mail("other").env.Encryption }, false},
+		{"the salt of another message", func(p *parts) { p.env.Encryption.Salt = mail("other").env.Encryption.Salt }, false},
+		{"the keys of another gateway", func(p *parts) {
+			key, err := trust.NewSendingKey(jerry.Gateway(), readers)
+			if err == nil {
+				p.env.Encryption, p.cipher, err = key.Encrypt(p.env.Binding(), envelope.TextPayload("x"))
+			}
+			if err != nil {
+				w.Fatal(err)
+			}
+		}, false},
 		{"the ciphertext of another message", func(p *parts) { p.cipher = mail("other").cipher }, false},
 		{"keys and ciphertext of another message", func(p *parts) {
 			o := mail("other")
@@ -98,11 +112,13 @@ func spoilt(w *world) {
 			}
 		}, false},
 		{"no payload inside", func(p *parts) {
-			cipher, keys, err := trust.EncryptPayload(p.env.Binding(), []byte("{"), readers)
+			key, err := trust.NewSendingKey(mallory.Gateway, readers)
+			if err == nil {
+				p.env.Encryption, p.cipher, err = key.Encrypt(p.env.Binding(), []byte("{"))
+			}
 			if err != nil {
 				w.Fatal(err)
 			}
-			p.cipher, p.env.Encryption.Keys = cipher, keys
 		}, false},
 	} {
 		p := mail(attack.what)
@@ -188,7 +204,7 @@ func forgedKeys(w *world) {
 	}
 	s := jerry.send(jerry.out("bob", "two"))
 	jerry.until(s.MessageID, acked)
-	if _, err := evil.Unwrap(s.Encryption.Suite, s.Binding(), s.Encryption.Keys); !errors.Is(err, trust.ErrNotForHere) {
+	if _, err := evil.Unwrap(s.SourceGateway, s.Encryption, s.Binding(), nil); !errors.Is(err, trust.ErrNotForHere) {
 		w.Errorf("mallory can read it: %v", err)
 	}
 	w.put(key, was)

@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/ecdh"
+	"crypto/hkdf"
 	"crypto/hpke"
 	"crypto/rand"
 	"crypto/sha256"
@@ -21,8 +22,10 @@ import (
 // the keys, AES-256-GCM for the payload.
 const EncryptionSuite = "x25519-hkdf-sha256-aes256gcm"
 
-// What is encrypted is bound to what it is: no wrapped key counts as a payload, nor under another header.
+// What is encrypted is bound to what it is: no wrapped key counts as another kind of it, from another sender or under
+// another header.
 const (
+	bindSending = "gatemesh/sending-key/v1\n"
 	bindKey     = "gatemesh/payload-key/v1\n"
 	bindPayload = "gatemesh/payload/v1\n"
 )
@@ -56,20 +59,54 @@ func ReaderID(public []byte) string {
 
 func kem() hpke.KEM { return hpke.DHKEM(ecdh.X25519()) }
 
-// EncryptPayload encrypts a payload under a new key, and that for each reader. binding is [envelope.Envelope.Binding].
-func EncryptPayload(binding, plain []byte, readers []*Reader) (text string, keys []string, err error) {
-	key := make(ContentKey, 32)
-	_, _ = rand.Read(key) // never fails
-	if keys, err = WrapKey(key, binding, readers); err != nil {
-		return "", nil, err
+// SendingKey is what a gateway encrypts with for the same readers for a while: wrapping a key for each of them costs a hundred
+// times what encrypting a message does. Every message has a key of its own, made of this one, a random salt and the header.
+type SendingKey struct {
+	secret ContentKey
+	// Keys are the key as its readers get it. Do not change them.
+	Keys []string
+}
+
+// NewSendingKey makes a key of a gateway for readers.
+func NewSendingKey(from string, readers []*Reader) (*SendingKey, error) {
+	secret := make(ContentKey, 32)
+	_, _ = rand.Read(secret) // never fails
+	keys, err := wrap(secret, []byte(bindSending+from), readers)
+	if err != nil {
+		return nil, err
+	}
+	return &SendingKey{secret, keys}, nil
+}
+
+// messageKey is the key of one message.
+func (k ContentKey) messageKey(salt string, binding []byte) (ContentKey, error) {
+	raw, err := base64.RawStdEncoding.Strict().DecodeString(salt)
+	if err != nil {
+		return nil, fmt.Errorf("%w: its salt is not base64", ErrCipher)
+	}
+	key, err := hkdf.Key(sha256.New, k, raw, bindPayload+string(binding), 32)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCipher, err)
+	}
+	return key, nil
+}
+
+// Encrypt encrypts a payload; binding is [envelope.Envelope.Binding] of the envelope that it is for.
+func (k *SendingKey) Encrypt(binding, plain []byte) (c *envelope.Encryption, text string, err error) {
+	salt := make([]byte, 16)
+	_, _ = rand.Read(salt) // never fails
+	c = &envelope.Encryption{Suite: EncryptionSuite, Salt: base64.RawStdEncoding.EncodeToString(salt), Keys: k.Keys}
+	key, err := k.secret.messageKey(c.Salt, binding)
+	if err != nil {
+		return nil, "", err
 	}
 	gcm, err := key.gcm()
 	if err != nil {
-		return "", nil, err
+		return nil, "", err
 	}
 	// The key is used once, so its nonce need not differ from anything.
 	sealed := gcm.Seal(nil, make([]byte, gcm.NonceSize()), plain, append([]byte(bindPayload), binding...)) //nolint:gosec // see above
-	return base64.RawStdEncoding.EncodeToString(sealed), keys, nil
+	return c, base64.RawStdEncoding.EncodeToString(sealed), nil
 }
 
 func (k ContentKey) gcm() (cipher.AEAD, error) {
@@ -80,10 +117,13 @@ func (k ContentKey) gcm() (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// WrapKey encrypts a message's key for readers.
+// WrapKey encrypts one message's own key for further readers.
 func WrapKey(key ContentKey, binding []byte, readers []*Reader) ([]string, error) {
+	return wrap(key, append([]byte(bindKey), binding...), readers)
+}
+
+func wrap(key ContentKey, info []byte, readers []*Reader) ([]string, error) {
 	keys := make([]string, len(readers))
-	info := append([]byte(bindKey), binding...)
 	for i, r := range readers {
 		wrapped, err := hpke.Seal(r.public, hpke.HKDFSHA256(), hpke.AES256GCM(), info, key)
 		if err != nil {
@@ -94,7 +134,7 @@ func WrapKey(key ContentKey, binding []byte, readers []*Reader) ([]string, error
 	return keys, nil
 }
 
-// OpenPayload decrypts what [EncryptPayload] made. Errors: [ErrCipher].
+// OpenPayload decrypts what [SendingKey.Encrypt] made. Errors: [ErrCipher].
 func (k ContentKey) OpenPayload(binding []byte, text string) ([]byte, error) {
 	sealed, err := base64.RawStdEncoding.Strict().DecodeString(text)
 	if err != nil {
@@ -111,12 +151,28 @@ func (k ContentKey) OpenPayload(binding []byte, text string) ([]byte, error) {
 	return plain, nil
 }
 
-// Unwrap finds the key of a message among those that it is encrypted for. Errors: [ErrNotForHere], [ErrCipher].
-func (k *Keyring) Unwrap(suite string, binding []byte, keys []string) (ContentKey, error) {
-	if suite != EncryptionSuite {
-		return nil, fmt.Errorf("%w: its suite is %s, this build knows %s: upgrade this gateway", ErrCipher, suite, EncryptionSuite)
+// Unwrap finds the key of a message of a gateway: among those that it was encrypted for, or those that others who passed it on
+// added. Errors: [ErrNotForHere], [ErrCipher].
+func (k *Keyring) Unwrap(from string, c *envelope.Encryption, binding []byte, more []string) (ContentKey, error) {
+	if c.Suite != EncryptionSuite {
+		return nil, fmt.Errorf("%w: its suite is %s, this build knows %s: upgrade this gateway", ErrCipher, c.Suite, EncryptionSuite)
 	}
-	info := append([]byte(bindKey), binding...)
+	key, err := k.unwrap(bindKey+string(binding), more)
+	if err == nil {
+		return key, nil
+	}
+	secret, serr := k.unwrap(bindSending+from, c.Keys)
+	switch {
+	case serr == nil:
+		return secret.messageKey(c.Salt, binding)
+	case errors.Is(serr, ErrNotForHere):
+		return nil, err
+	}
+	return nil, serr
+}
+
+// unwrap finds this gateway's among wrapped keys.
+func (k *Keyring) unwrap(info string, keys []string) (ContentKey, error) {
 	spoilt := false
 	for _, w := range keys {
 		_, rest, _ := strings.Cut(w, "/")
@@ -125,10 +181,16 @@ func (k *Keyring) Unwrap(suite string, binding []byte, keys []string) (ContentKe
 		if private == nil {
 			continue
 		}
+		// Most messages come with a key that one before came with.
+		known := unwrapped{info, w}
+		if key := k.recall(known); key != nil {
+			return key, nil
+		}
 		wrapped, err := base64.RawStdEncoding.Strict().DecodeString(text)
 		if err == nil {
 			var key []byte
-			if key, err = hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), info, wrapped); err == nil && len(key) == 32 {
+			if key, err = hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(info), wrapped); err == nil && len(key) == 32 {
+				k.remember(known, key)
 				return key, nil
 			}
 		}

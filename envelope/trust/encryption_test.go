@@ -36,21 +36,39 @@ func readerOf(t testing.TB, k *Keyring, gateway string) *Reader {
 	return r
 }
 
+// encrypt is one message with a sending key of its own.
+func encrypt(t testing.TB, binding, plain []byte, readers ...*Reader) (*envelope.Encryption, string) {
+	t.Helper()
+	key, err := NewSendingKey("sender", readers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, text, err := key.Encrypt(binding, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, text
+}
+
 // TestEncryptPayload: each reader opens it, nobody else, and under no other header.
 func TestEncryptPayload(t *testing.T) {
 	a, b, c := ring(t, "", noon), ring(t, "", noon), ring(t, "", noon)
 	header, plain := []byte("header"), []byte(`"attack at dawn"`)
-	text, keys, err := EncryptPayload(header, plain, []*Reader{readerOf(t, a, "a"), readerOf(t, b, "b")})
+	sending, err := NewSendingKey("sender", []*Reader{readerOf(t, a, "a"), readerOf(t, b, "b")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range keys {
+	c1, text, err := sending.Encrypt(header, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range c1.Keys {
 		if !envelope.ValidWrap(k) {
 			t.Errorf("%q has another form than envelopes want", k)
 		}
 	}
-	for _, r := range []*Keyring{a, b} {
-		key, err := r.Unwrap(EncryptionSuite, header, keys)
+	for _, r := range []*Keyring{a, b, a} { // what is remembered is the same
+		key, err := r.Unwrap("sender", c1, header, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,8 +78,16 @@ func TestEncryptPayload(t *testing.T) {
 		if _, err := key.OpenPayload([]byte("other"), text); !errors.Is(err, ErrCipher) {
 			t.Errorf("under another header: %v", err)
 		}
-		if _, err := r.Unwrap(EncryptionSuite, []byte("other"), keys); !errors.Is(err, ErrCipher) {
-			t.Errorf("its key under another header: %v", err)
+		if other, err := r.Unwrap("sender", c1, []byte("other"), nil); err != nil || bytes.Equal(other, key) {
+			t.Errorf("another header has the same key: %v", err)
+		}
+		salted := *c1
+		salted.Salt = strings.Repeat("A", 22)
+		if other, err := r.Unwrap("sender", &salted, header, nil); err != nil || bytes.Equal(other, key) {
+			t.Errorf("another salt has the same key: %v", err)
+		}
+		if _, err := r.Unwrap("another sender", c1, header, nil); !errors.Is(err, ErrCipher) {
+			t.Errorf("the keys of another sender: %v", err)
 		}
 		if s := fmt.Sprintf("%v %+v %#v %v %#v", r, r, r, key, key); strings.Contains(s, "private") || strings.Contains(s, fmt.Sprint(key[0], ",")) || len(s) > 120 {
 			t.Errorf("a key prints as %s", s)
@@ -70,22 +96,31 @@ func TestEncryptPayload(t *testing.T) {
 			t.Error("private keys became JSON")
 		}
 	}
-	if _, err := c.Unwrap(EncryptionSuite, header, keys); !errors.Is(err, ErrNotForHere) {
+	if _, err := c.Unwrap("sender", c1, header, nil); !errors.Is(err, ErrNotForHere) {
 		t.Errorf("somebody else: %v", err)
 	}
-	if _, err := a.Unwrap("rot13", header, keys); !errors.Is(err, ErrCipher) || !strings.Contains(err.Error(), "rot13") {
+	suite := *c1
+	suite.Suite = "rot13"
+	if _, err := a.Unwrap("sender", &suite, header, nil); !errors.Is(err, ErrCipher) || !strings.Contains(err.Error(), "rot13") {
 		t.Errorf("another suite: %v", err)
 	}
-	again, _, err := EncryptPayload(header, plain, []*Reader{readerOf(t, a, "a")})
-	if err != nil || again == text {
+	if _, again, err := sending.Encrypt(header, plain); err != nil || again == text {
 		t.Errorf("encrypted twice, it is the same: %v", err)
 	}
-	key, _ := a.Unwrap(EncryptionSuite, header, keys)
+	// Who passes a message on hands out that message's key, not the sender's.
+	key, _ := a.Unwrap("sender", c1, header, nil)
 	passed, err := WrapKey(key, header, []*Reader{readerOf(t, c, "c")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := c.Unwrap(EncryptionSuite, header, append(passed, keys...)); err != nil || !bytes.Equal(got, key) {
+	if got, err := c.Unwrap("sender", c1, header, passed); err != nil || !bytes.Equal(got, key) {
+		t.Errorf("passed on: %v", err)
+	}
+	if _, err := c.Unwrap("sender", c1, []byte("other"), passed); !errors.Is(err, ErrCipher) {
+		t.Errorf("passed on, of another message: %v", err)
+	}
+	c2, _, _ := sending.Encrypt(header, plain)
+	if got, err := c.Unwrap("sender", c2, header, passed); err != nil || !bytes.Equal(got, key) {
 		t.Errorf("passed on: %v", err)
 	}
 }
@@ -95,12 +130,9 @@ func TestKeyringTend(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "encryption-keys.json")
 	k := ring(t, path, noon)
 	first := k.ID()
-	_, keys, err := EncryptPayload(nil, []byte("1"), []*Reader{readerOf(t, k, "a")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, _ := encrypt(t, nil, []byte("1"), readerOf(t, k, "a"))
 	opens := func(k *Keyring) bool {
-		_, err := k.Unwrap(EncryptionSuite, nil, keys)
+		_, err := k.Unwrap("sender", c, nil, nil)
 		return err == nil
 	}
 	for _, step := range []struct {
@@ -181,7 +213,7 @@ func TestGoldenPayload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := k.Unwrap(s.Encryption.Suite, s.Binding(), s.Encryption.Keys)
+	key, err := k.Unwrap(s.SourceGateway, s.Encryption, s.Binding(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,25 +231,22 @@ func TestGoldenPayload(t *testing.T) {
 func FuzzOpenPayload(f *testing.F) {
 	a := ring(f, "", noon)
 	header, plain := []byte("header"), []byte(`"secret"`)
-	text, keys, err := EncryptPayload(header, plain, []*Reader{readerOf(f, a, "a")})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(keys[0], header, text)
-	f.Add(keys[0], []byte("other"), text)
-	f.Add("a/"+a.ID()+"/AAAA", header, "")
-	f.Add("//", []byte{}, "====")
-	f.Fuzz(func(t *testing.T, wrapped string, binding []byte, cipher string) {
-		key, err := a.Unwrap(EncryptionSuite, binding, []string{wrapped})
+	good, text := encrypt(f, header, plain, readerOf(f, a, "a"))
+	f.Add(good.Keys[0], good.Salt, header, text)
+	f.Add(good.Keys[0], good.Salt, []byte("other"), text)
+	f.Add("a/"+a.ID()+"/AAAA", "AAAA", header, "")
+	f.Add("//", "", []byte{}, "====")
+	f.Fuzz(func(t *testing.T, wrapped, salt string, binding []byte, cipher string) {
+		key, err := a.Unwrap("sender", &envelope.Encryption{Suite: EncryptionSuite, Salt: salt, Keys: []string{wrapped}}, binding, []string{wrapped})
 		if err != nil {
 			if key != nil || !errors.Is(err, ErrCipher) && !errors.Is(err, ErrNotForHere) {
 				t.Fatalf("%v with a key %v", err, key != nil)
 			}
 			key = bytes.Repeat([]byte{7}, 32)
-		} else if !bytes.Equal(binding, header) || wrapped[strings.LastIndex(wrapped, "/"):] != keys[0][strings.LastIndex(keys[0], "/"):] {
+		} else if _, of, _ := strings.Cut(good.Keys[0], "/"); !strings.HasSuffix(wrapped, "/"+of) {
 			t.Fatal("a key was unwrapped that was not made")
 		}
-		if got, err := key.OpenPayload(binding, cipher); err == nil && (!bytes.Equal(got, plain) || cipher != text) {
+		if got, err := key.OpenPayload(binding, cipher); err == nil && (!bytes.Equal(got, plain) || cipher != text || salt != good.Salt || !bytes.Equal(binding, header)) {
 			t.Fatalf("%q opened", cipher)
 		}
 	})
@@ -237,15 +266,14 @@ func FuzzDecodeReader(f *testing.F) {
 			}
 			return
 		}
-		if _, _, err := EncryptPayload(nil, []byte("1"), []*Reader{r}); err != nil {
+		if _, err := NewSendingKey("sender", []*Reader{r}); err != nil {
 			t.Fatalf("read, and cannot be encrypted for: %v", err)
 		}
 	})
 }
 
-// BenchmarkEncryptPayload is a payload of 1 KiB, for so many readers.
-func BenchmarkEncryptPayload(b *testing.B) {
-	plain, header := bytes.Repeat([]byte("x"), 1024), bytes.Repeat([]byte("h"), 300)
+// BenchmarkNewSendingKey is once a minute for the same readers, so many.
+func BenchmarkNewSendingKey(b *testing.B) {
 	for _, n := range []int{1, 3} {
 		var readers []*Reader
 		for range n {
@@ -253,7 +281,7 @@ func BenchmarkEncryptPayload(b *testing.B) {
 		}
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			for b.Loop() {
-				if _, _, err := EncryptPayload(header, plain, readers); err != nil {
+				if _, err := NewSendingKey("sender", readers); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -261,22 +289,41 @@ func BenchmarkEncryptPayload(b *testing.B) {
 	}
 }
 
-// BenchmarkOpenPayload is the receiver's side of it: the third of three keys is its own.
-func BenchmarkOpenPayload(b *testing.B) {
+// BenchmarkEncryptPayload is a payload of 1 KiB.
+func BenchmarkEncryptPayload(b *testing.B) {
 	plain, header := bytes.Repeat([]byte("x"), 1024), bytes.Repeat([]byte("h"), 300)
-	k := ring(b, "", noon)
-	other := readerOf(b, ring(b, "", noon), "a")
-	text, keys, err := EncryptPayload(header, plain, []*Reader{other, other, readerOf(b, k, "b")})
+	key, err := NewSendingKey("sender", []*Reader{readerOf(b, ring(b, "", noon), "a")})
 	if err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		key, err := k.Unwrap(EncryptionSuite, header, keys)
-		if err == nil {
-			_, err = key.OpenPayload(header, text)
-		}
-		if err != nil {
+		if _, _, err := key.Encrypt(header, plain); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkOpenPayload is the receiver's side of it: the third of three keys is its own, and came with other messages
+// before, or did not.
+func BenchmarkOpenPayload(b *testing.B) {
+	plain, header := bytes.Repeat([]byte("x"), 1024), bytes.Repeat([]byte("h"), 300)
+	k := ring(b, "", noon)
+	other := readerOf(b, ring(b, "", noon), "a")
+	c, text := encrypt(b, header, plain, other, other, readerOf(b, k, "b"))
+	for _, first := range []bool{true, false} {
+		b.Run(fmt.Sprintf("first=%v", first), func(b *testing.B) {
+			for b.Loop() {
+				if first {
+					k.seen = nil
+				}
+				key, err := k.Unwrap("sender", c, header, nil)
+				if err == nil {
+					_, err = key.OpenPayload(header, text)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -33,6 +33,29 @@ type Keyring struct {
 
 	mu   sync.Mutex
 	keys []heldPrivate // oldest first
+	// seen are wrapped keys that were unwrapped before.
+	seen map[unwrapped]ContentKey
+}
+
+// unwrapped is a wrapped key, and what it is bound to.
+type unwrapped struct{ info, wrapped string }
+
+// maxUnwrapped bounds what is remembered of other gateways' sending keys.
+const maxUnwrapped = 1024
+
+func (k *Keyring) recall(u unwrapped) ContentKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.seen[u]
+}
+
+func (k *Keyring) remember(u unwrapped, key ContentKey) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.seen == nil || len(k.seen) >= maxUnwrapped {
+		k.seen = map[unwrapped]ContentKey{}
+	}
+	k.seen[u] = key
 }
 
 type heldPrivate struct {
@@ -116,7 +139,7 @@ func (k *Keyring) Tend(identity string, now time.Time) (made bool, err error) {
 	if err := k.save(keys); err != nil {
 		return false, err
 	}
-	k.keys = keys
+	k.keys, k.seen = keys, nil
 	return made, nil
 }
 

@@ -75,6 +75,10 @@ type Config struct {
 	// Policy judges what lies at trust.PolicyKey, by the trust set (nil: there is none), and takes it up; an error is a refusal.
 	// It is asked with every heartbeat. nil: nobody reads it.
 	Policy func(raw []byte, set *trust.Set) error
+	// Keyring holds the keys that payloads for this gateway are encrypted for; it needs Signer and Trust. Confidential says which
+	// payloads are encrypted; nil: none. It must not block.
+	Keyring      *trust.Keyring
+	Confidential func(capability string) Confidentiality
 	// Marks is a file of this gateway's own that keeps how far its lanes had come; empty: nothing is kept, and a lane that was put
 	// back to an older state during a restart is not noticed.
 	Marks string
@@ -125,6 +129,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Deployment == "" {
 		c.Deployment = "option-2-distributed"
 	}
+	if c.Confidential != nil && c.Keyring == nil || c.Keyring != nil && (c.Signer == nil || c.Trust == nil) {
+		return c, errors.New("encrypting payloads needs a keyring, a key to sign with and a trust set")
+	}
 	c.Retry = c.Retry.withDefaults()
 	return c, nil
 }
@@ -143,6 +150,7 @@ type Bus struct {
 	elector  *elector
 	registry *registry
 	workers  *workers
+	readers  *readers
 	packer   packer
 	refusals refusals
 	marks    *marks
@@ -193,6 +201,7 @@ func New(cfg Config) (*Bus, error) {
 	b.elector = newElector(b)
 	b.registry = newRegistry(b)
 	b.workers = newWorkers(b)
+	b.readers = newReaders(b)
 	b.payloads = semaphore.NewWeighted(resolvedBytes)
 	b.blobOrphans = orphans{}
 	b.next.Store(cfg.NextKey)
@@ -240,6 +249,9 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		b.cfg.Trust.OnMissing(b.lookForTrust)
 	}
 	b.readTrust(ctx)
+	if b.cfg.Keyring != nil {
+		b.publishKey(ctx)
+	}
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
 	if err = b.outbox.prepare(ctx); err == nil {
 		err = b.elector.prime(ctx)
@@ -265,6 +277,10 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		b.run(func() { b.followTrust(b.loops) })
 	}
 	b.run(func() { b.session.watchPulse(b.loops) })
+	if b.cfg.Keyring != nil {
+		b.run(func() { b.readers.follow(b.loops) })
+		b.run(func() { b.keepEncryptionKey(b.loops) })
+	}
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })

@@ -234,7 +234,9 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	if next := g.identity.next.Load(); next != nil {
 		s.NextKey = next.ID()
 	}
+	s.Confidentiality = g.confidentiality.Load().Mode
 	if b := g.bus.Load(); b != nil {
+		s.EncryptionKeys = b.EncryptionKeys()
 		for _, o := range b.Owners() {
 			if o.Gateway == g.name && o.Agent != g.name {
 				s.Owned = append(s.Owned, o.Agent)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
@@ -19,6 +20,7 @@ const (
 	policyFile   = "policy.json"
 	AuditDir     = "audit"
 	marksFile    = "lanes.json"
+	ringFile     = "encryption-keys.json"
 )
 
 // PinnedSet reads the newest trust set that a gateway has accepted, from its state directory; nil when there is none.
@@ -42,6 +44,8 @@ type identity struct {
 	signer   *trust.Signer
 	anchor   *trust.Anchor
 	verifier *trust.Verifier
+	// ring are the keys that payloads for this gateway are encrypted for; nil: the mesh is open, or there is nowhere to keep them.
+	ring *trust.Keyring
 	// marks is the file of how far the lanes had come; "": none.
 	marks string
 	// home is where the key comes from, dir where it lies then; next is the one that waits for the operator.
@@ -106,6 +110,14 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 	}
 	if err := id.takeNext(); err != nil {
 		return nil, fmt.Errorf("this gateway's key: %w", err)
+	}
+	if dir != "" && (id.anchor.Pinned() || id.verifier.Enforced()) {
+		if id.ring, err = trust.OpenKeyring(filepath.Join(dir, ringFile)); err != nil {
+			return nil, err
+		}
+	}
+	if mode := cfg.Mesh.Confidentiality.Mode; id.ring == nil && cfg.Mesh.Confidentiality.level() != bus.InTheClear {
+		return nil, fmt.Errorf("mesh.confidentiality.mode is %q, and there is no directory to keep this gateway's encryption keys in: set mesh.dataDir", mode)
 	}
 	return id, nil
 }

@@ -28,6 +28,8 @@ const (
 	KindPolicy   Kind = "policy"       // who may ask what of whom; an operator's
 	KindAudit    Kind = "audit"        // that a log of what happened is whole up to here
 	KindRotate   Kind = "key-rotation" // that another key of the gateway is to follow
+
+	KindEncryption Kind = "encryption-key" // the key that payloads for a gateway are encrypted for
 )
 
 // A Stamp is a signature and what must be known to check it.

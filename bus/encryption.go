@@ -220,7 +220,7 @@ func (b *Bus) tryPublishKey(ctx context.Context) error {
 	}
 	if p != nil {
 		old, st := trust.SplitRecord(p.Value)
-		if st != nil && bytes.Equal(old, body) && st.SignedBy(s.Key.Public(), trust.KindEncryption, key, body) && b.now().Sub(st.At.Time).Abs() < republish {
+		if st != nil && bytes.Equal(old, body) && st.SignedBy(s.Current().Public(), trust.KindEncryption, key, body) && b.now().Sub(st.At.Time).Abs() < republish {
 			return nil
 		}
 	}

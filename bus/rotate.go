@@ -85,6 +85,9 @@ func (b *Bus) resign(ctx context.Context) {
 		}
 	}
 	b.workers.sayAgain(ctx)
+	if b.cfg.Keyring != nil {
+		b.publishKey(ctx)
+	}
 }
 
 // signRoom signs the entries of an inbox's room with the key of now, whoever of its owners wrote them. One that the owner

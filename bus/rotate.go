@@ -234,8 +234,8 @@ func (b *Bus) lookForTrust(mail bool) {
 		if err == nil && p != nil {
 			b.takeTrust(ctx, p.Value)
 		}
-		if err == nil || ctx.Err() != nil {
-			return
+		if err == nil || ctx.Err() != nil || !mail {
+			return // what is no mail is judged under locks that others wait for, and is judged again
 		}
 		b.pause(ctx, wait, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -181,6 +182,43 @@ func TestRotateKeepsWhatWaits(t *testing.T) {
 			}
 		}
 		b.stop(jerry, bobby, second, works)
+	})
+}
+
+// TestRotateDuringAnOutage: who has not seen the set that names a new key, and cannot look for it now, waits with the mail.
+func TestRotateDuringAnOutage(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		m := b.operated("jerry", "bobby")
+		jerry := m.join("jerry")
+		bobby := m.join("bobby", func(c *bus.Config) { c.Heartbeat = 24 * time.Hour })
+		b.serve(bobby, bus.AgentSpec{ID: "bob"}, func(_ context.Context, in *bus.Incoming) error { return in.Reply(in.Envelope().Payload) })
+		first := b.send(jerry, "bob", "before", nil)
+		b.pass(time.Second)
+		bobby.store.Before(func(call string, _ []bus.Op) error {
+			if call == bustest.CallGet {
+				return fmt.Errorf("%w: the test's outage", bus.ErrUnavailable)
+			}
+			return nil
+		})
+		m.rotate(jerry)
+		second := b.send(jerry, "bob", "meanwhile", nil)
+		b.pass(time.Minute)
+		if f := jerry.facts(second); f.Acked || f.Dead {
+			b.Errorf("judged without the set: %+v", f)
+		}
+		bobby.store.Before(nil)
+		b.pass(time.Minute)
+		for _, id := range []string{first, second} {
+			if f := jerry.facts(id); !f.Acked || f.Dead {
+				b.Errorf("%+v", f)
+			}
+		}
+		for _, r := range bobby.refusals() { // claims and registry entries are judged again
+			if strings.HasPrefix(r, bus.Root+"inbox/") || strings.HasPrefix(r, bus.Root+"lanes/") {
+				b.Errorf("refused: %s", r)
+			}
+		}
+		b.stop(jerry, bobby)
 	})
 }
 

@@ -277,7 +277,11 @@ func (r *failoverRun) fail(kind string) {
 	case failLeader:
 		r.place(leader)
 	default:
-		r.place(r.rng.IntN(3))
+		to := r.rng.IntN(3)
+		if to == leader && r.owner().node == to {
+			to = (to + 1) % 3 // nobody moved it there: it would leave in the middle of this
+		}
+		r.place(to)
 	}
 	was := r.owner()
 	p, other := r.nodes[was.node], r.nodes[(was.node+1+r.rng.IntN(2))%3]

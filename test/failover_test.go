@@ -324,7 +324,7 @@ func (r *failoverRun) fail(kind string) {
 	r.t.Logf("%s of node %d%s: owned again after %s (%s), handled after %s", kind, was.node, what, next.At.Sub(at).Round(time.Millisecond), next.At.UTC().Format("15:04:05.000"), done.At.Sub(at).Round(time.Millisecond))
 	if kind == failStop {
 		r.messages = append(r.messages, held)
-		p.order(failoverOrder{Go: true})
+		p.order(failoverOrder{Go: true, ID: held})
 		_ = p.cmd.Process.Signal(syscall.SIGCONT)
 		r.await(from, "the woken one decides", func(l heardLine) bool { return l.ID == held && (l.What == "withheld" || l.What == "granted") })
 		r.await(from, "the successor is in doubt", func(l heardLine) bool { return l.ID == held && l.What == "doubt" })

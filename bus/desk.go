@@ -45,7 +45,9 @@ func (b *Bus) gotReply(reply *envelope.Sealed) {
 	b.tracks.replied(reply.InReplyTo, reply)
 	ev := b.eventOf(EventReplied, &reply.Envelope)
 	ev.MessageID, ev.InReplyTo = reply.InReplyTo, ""
-	ev.Text = reply.Text()
+	if !reply.Encrypted() { // events go to whoever listens
+		ev.Text = reply.Text()
+	}
 	if len(ev.Text) > maxEventText {
 		ev.Text = strings.ToValidUTF8(ev.Text[:maxEventText], "") + "..."
 	}

@@ -284,6 +284,9 @@ func (j *job) unfit() (envelope.Class, error) {
 	if err := j.permitted(); err != nil {
 		return envelope.ClassUnauthorised, err
 	}
+	if err := j.ib.b.inTheClear(&j.env.Envelope); err != nil {
+		return envelope.ClassUnauthorised, err
+	}
 	return "", nil
 }
 
@@ -599,7 +602,11 @@ func (j *job) failed(class envelope.Class, cause error) (end bool) {
 		return true
 	}
 	if count >= policy.MaxAttempts {
-		j.dead(envelope.ClassExhausted, fmt.Errorf("%d attempts failed, the last one: %w", count, cause))
+		end := envelope.ClassExhausted
+		if errors.Is(cause, trust.ErrNotForHere) {
+			end = envelope.ClassUnreadable
+		}
+		j.dead(end, fmt.Errorf("%d attempts failed, the last one: %w", count, cause))
 		return true
 	}
 	delay := policy.delay(count)

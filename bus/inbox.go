@@ -502,7 +502,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			continue
 		}
 		j := &job{ib: ib, src: s, entry: le, lane: seq, item: i, env: env,
-			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent}}
+			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent, Keys: it.Keys}}
 		if err := j.misplaced(); err != nil {
 			ib.buryItem(le, s, it, i, envelope.ClassUndeliverable, err)
 			continue

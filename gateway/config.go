@@ -71,9 +71,10 @@ type MeshConfig struct {
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
 
-	Identity IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
-	Trust    TrustConfig    `json:"trust" doc:"Whose signatures count."`
-	Audit    AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
+	Identity        IdentityConfig        `json:"identity" doc:"The key that this gateway signs with."`
+	Trust           TrustConfig           `json:"trust" doc:"Whose signatures count."`
+	Confidentiality ConfidentialityConfig `json:"confidentiality" cfg:"live" doc:"Which payloads are encrypted, so that whoever reads the store sees headers only."`
+	Audit           AuditConfig           `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
 }
 
 // IdentityConfig is the key that the gateway signs with.

@@ -53,6 +53,7 @@ var mayDo = bus.Topology{
 	Gateways: []string{"user", "sender", "three"},
 	Agents: map[string][]string{
 		"bob":    {"jerry", "bobby", "billy", "first", "second", "third"},
+		"bob2":   {"billy"},
 		"hub":    {"first", "second"},
 		"helper": {"jerry", "billy"},
 		"one":    {"bobby"}, "two": {"bobby"}, "three": {"jerry"}, "chair": {"jerry"},

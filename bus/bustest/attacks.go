@@ -113,6 +113,29 @@ func (n *node) refuses(r trust.Reason) bus.Event {
 	return ev
 }
 
+// refusedBy waits until one of two nodes tells of a refusal: whoever wrote what was written over puts it back when he sees it, and the other's
+// watch may see only that.
+func (w *world) refusedBy(r trust.Reason, one, two *node) {
+	w.Helper()
+	t := time.NewTimer(longest)
+	defer t.Stop()
+	for {
+		var ev bus.Event
+		at := one
+		select {
+		case ev = <-one.events:
+		case ev = <-two.events:
+			at = two
+		case <-t.C:
+			w.Fatalf("neither %s nor %s refuses for %s", one.Gateway(), two.Gateway(), r)
+		}
+		if ev.Event == bus.EventRefused && ev.Refusal == string(r) {
+			w.seen(fmt.Sprintf("event refused (%s) at %s", r, strings.TrimSuffix(at.Gateway(), "-"+w.tag)))
+			return
+		}
+	}
+}
+
 // sendAll sends messages with these texts, one after another.
 func (n *node) sendTexts(agent string, texts ...string) (ids []string) {
 	n.w.Helper()
@@ -330,16 +353,17 @@ func forgedClaim(w *world) {
 	before := w.value(key)
 	w.attack(Writer, "claim without the lock", "another name in the lock of an inbox")
 	w.put(key, []byte(fmt.Sprintf(`{"agent":%q,"gateway":"mallory"}`, w.name("bob"))))
-	jerry.refuses(trust.Unsigned)
-	// The refusal is told of before the view of the owners changes.
-	w.soon("bob is owned by nobody that is named", func() bool { return jerry.OwnerOf(w.name("bob")) == "" })
+	w.refusedBy(trust.Unsigned, jerry, bobby)
+	if o := jerry.OwnerOf(w.name("bob")); o == "mallory" {
+		w.Errorf("bob is owned by %s", o)
+	}
 	jerry.until(jerry.sendTexts("bob", "two")[0], acked)
 	bobby.stop()
 	second := w.node("second")
 	second.serve("bob", c.handle)
 	w.attack(Writer, "claim of a term that is over", "the true claim of the last owner in the lock of this one")
 	w.put(key, before) // the one of a term that is over
-	jerry.refuses(trust.Replay)
+	w.refusedBy(trust.Replay, jerry, second)
 	jerry.until(jerry.sendTexts("bob", "three")[0], acked)
 	c.want(w, "one", "two", "three")
 }
@@ -504,7 +528,7 @@ func forgedRegistry(w *world) {
 	w.put(prefix+"capabilities", []byte(`["everything"]`))
 	body := []byte(fmt.Sprintf(`{"fields":{"gateway":%q,"capabilities":"[\"everything\"]"}}`, mallory.Gateway))
 	w.put(prefix+"signed", mallory.SignRecord(trust.KindRegistry, prefix+"signed", time.Now(), body))
-	jerry.refuses(trust.NotHost)
+	w.refusedBy(trust.NotHost, jerry, bobby)
 	if got := jerry.Agents("everything"); len(got) != 0 {
 		w.Errorf("a forged entry was taken: %+v", got)
 	}

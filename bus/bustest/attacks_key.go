@@ -180,7 +180,7 @@ func stolenRecords(w *world) {
 	w.attack(Thief, "big registry entry", "300 KiB in the registry, in the name of another's agent")
 	reg := bus.Root + "agents/" + w.name("bob") + "/signed"
 	w.put(reg, mallory.SignRecord(trust.KindRegistry, reg, time.Now(), fmt.Appendf(nil, `{"fields":{"gateway":%q}}`, strings.Repeat("x", 250<<10))))
-	jerry.refuses(trust.NotHost)
+	w.refusedBy(trust.NotHost, jerry, bobby)
 
 	w.attack(Thief, "claim of another's inbox", "the lock of an inbox, with the thief's signed claim and the true session's id")
 	lock := bus.Root + "owners/agents/" + w.name("bob")
@@ -190,8 +190,10 @@ func stolenRecords(w *world) {
 	}
 	claim := fmt.Appendf(nil, `{"agent":%q,"gateway":%q,"since":"2026-01-01T00:00:00.000Z","session":%q}`, w.name("bob"), mallory.Gateway, p.Session)
 	w.put(lock, mallory.SignRecord(trust.KindOwner, lock, time.Now(), claim))
-	jerry.refuses(trust.NotHost)
-	w.soon("bob is owned by nobody that is named", func() bool { return jerry.OwnerOf(w.name("bob")) == "" })
+	w.refusedBy(trust.NotHost, jerry, bobby)
+	if o := jerry.OwnerOf(w.name("bob")); o == mallory.Gateway {
+		w.Errorf("bob is owned by %s", o)
+	}
 }
 
 // stolenQueue: a unique key that would keep a task from being done, and a worker that is none.

@@ -63,9 +63,9 @@ func changedInFlight(w *world) {
 		{"the signature taken off", `"signed":`, `"sined":`},
 		{"cut off in the middle", "", ""},
 	}
-	texts := make([]string, len(changes))
-	for i, ch := range changes {
-		texts[i] = ch.what
+	var texts []string
+	for _, ch := range changes {
+		texts = append(texts, ch.what)
 	}
 	ids, slots := w.waiting(jerry, "bob", append(texts, "good")...)
 	for i, ch := range changes {
@@ -156,9 +156,9 @@ func spoiltValues(w *world) {
 		{"deep nesting", "100,000 arrays inside each other", bytes.Repeat([]byte("["), 100_000)},
 		{"300 KiB of zeros", "a value as big as the store takes", make([]byte, 300<<10)},
 	}
-	texts := make([]string, len(kinds))
-	for i, k := range kinds {
-		texts[i] = k.what
+	var texts []string
+	for _, k := range kinds {
+		texts = append(texts, k.what)
 	}
 	ids, slots := w.waiting(jerry, "bob", append(texts, "good")...)
 	for i, k := range kinds {

@@ -102,6 +102,7 @@ func (t Topology) Writes(gw string) []Grant {
 		key(of+"ownership", agentLockKey(id))
 		key(of+"resident key", inboxAboutKey(id))
 		key(of+"term", termKey(id))
+		key(of+"handoff", handoffKey(id))
 		below(of+"work in progress", pendingPrefix(id))
 		below(of+"dead letters", deadRoot+id+"/")
 		for _, from := range t.All() {
@@ -113,7 +114,10 @@ func (t Topology) Writes(gw string) []Grant {
 		}
 		if queue {
 			key(of+"workers' resident key", workersAboutKey(id))
+		}
+		if id != gw {
 			below(of+"unique keys", uniquePrefix(id))
+			below(of+"room", roomKey(id, ""))
 		}
 	}
 	for queue, gws := range t.Workers {

@@ -130,7 +130,7 @@ func (j *job) attempt(leave func()) (m *Incoming, err error) {
 
 	ctx, lose := context.WithCancelCause(ib.work)
 	l := &lease{timeout: j.ackTimeout(), lose: lose}
-	m = &Incoming{j: j, lease: l, budget: j.budget()}
+	m = &Incoming{j: j, lease: l, budget: j.budget(), began: time.Now()}
 	free, err := m.fetch(ctx)
 	if err != nil {
 		lose(err)
@@ -185,6 +185,9 @@ func (j *job) call(ctx context.Context, m *Incoming) (err error) {
 	}()
 	if j.env.InReplyTo == "" && strings.HasPrefix(j.env.Capability, ReservedCapability) {
 		return j.ib.operate(ctx, m)
+	}
+	if j.duplicateOf != "" && j.ib.queue == nil {
+		return m.Reply(mustEncode(map[string]string{"duplicate_of": j.duplicateOf}))
 	}
 	return j.ib.handler.Handle(ctx, m)
 }

@@ -245,6 +245,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	if b.cfg.Anchor != nil {
 		b.run(func() { b.followTrust(b.loops) })
 	}
+	b.run(func() { b.session.watchPulse(b.loops) })
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })
@@ -363,6 +364,9 @@ func (b *Bus) storeUp() {
 func (b *Bus) watch(ctx context.Context, prefix string, changed func([]Pair) error) error {
 	var index uint64
 	wait := newBackoff()
+	if prefix == ownersPrefix {
+		wait = newBackoffUpTo(urgent)
+	}
 	for {
 		pairs, next, err := b.store.Watch(ctx, prefix, index)
 		switch {

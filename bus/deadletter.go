@@ -213,7 +213,8 @@ type RedriveOptions struct {
 }
 
 // Redrive queues dead letters again: same id, all history kept, attempts counted anew. Those that would
-// die at once are left, and said. The owners of the agents do it, each as a message of its own kind, so an
+// die at once are left, and said; so are those of the class unknown when neither id nor class names them: redriving those is to say
+// that their effects are to be made again. The owners of the agents do it, each as a message of its own kind, so an
 // agent that nobody owns has its orders waiting until ctx ends.
 func (b *Bus) Redrive(ctx context.Context, f DeadLetterFilter, o RedriveOptions) ([]DeadLetterResult, error) {
 	var expires *envelope.Time
@@ -222,6 +223,9 @@ func (b *Bus) Redrive(ctx context.Context, f DeadLetterFilter, o RedriveOptions)
 		expires = &t
 	}
 	return b.order(ctx, opRedrive, f, deadOrder{By: o.By, TTL: envelope.MillisOf(o.TTL)}, o.DryRun, func(d *DeadLetter) string {
+		if d.Class == envelope.ClassUnknown && len(f.IDs) == 0 && f.Class != envelope.ClassUnknown {
+			return "it may have had its effect, and a redrive makes it again: name it by its id, or its class"
+		}
 		return d.hindrance(b.now(), expires)
 	})
 }
@@ -327,6 +331,8 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 		return ib.stopRun(m)
 	case opCancel:
 		return ib.cancelTask(m)
+	case opTransfer:
+		return ib.transfer(m)
 	}
 	var order deadOrder
 	if err := json.Unmarshal(e.Payload, &order); err != nil {

@@ -71,7 +71,7 @@ type storedAnswer struct {
 	at  *uint64
 }
 
-// conversation handles the messages of one (source gateway, conversation) one after another.
+// conversation handles the messages of one (source gateway, conversation), or of one conversation, one after another.
 type conversation struct {
 	queue []*job
 	// last is the newest that was put in, in the queue or out of it.
@@ -124,6 +124,9 @@ func (ib *inbox) dispatch(j *job) {
 // toConversation puts a message behind the others of its conversation, and returns how many those are.
 func (ib *inbox) toConversation(j *job) int {
 	key := j.src.from + "/" + j.env.ConversationID
+	if ib.spec.OneOrder {
+		key = j.env.ConversationID
+	}
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
 	c := ib.convs[key]
@@ -261,7 +264,11 @@ func finalClass(err error) (envelope.Class, bool) {
 // unfit says why the message must not be handed to its agent now, if so.
 func (j *job) unfit() (envelope.Class, error) {
 	now := j.ib.b.now()
-	if j.env.ExpiredWith(now, envelope.DefaultSkew, j.del.ExpiresAt) {
+	// What may have had its effect is handed out all the same: its handler can find out. It gets no permit for more.
+	j.mu.Lock()
+	open := len(j.del.OpenEffects()) > 0
+	j.mu.Unlock()
+	if !open && j.env.ExpiredWith(now, envelope.DefaultSkew, j.del.ExpiresAt) {
 		return envelope.ClassExpired, j.expiry()
 	}
 	if j.env.InReplyTo == "" { // a reply goes back by nature
@@ -363,6 +370,11 @@ func (j *job) kept() bool {
 // successor finds it; with sends, a question goes out in the same transaction. done may be nil; it
 // gets the time of the entry.
 func (j *job) park(sends []outgoing, done func(at envelope.Time, err error)) {
+	j.keep(false, sends, done)
+}
+
+// keep is park; anew writes the record also when the store has one of this attempt.
+func (j *job) keep(anew bool, sends []outgoing, done func(at envelope.Time, err error)) {
 	ib := j.ib
 	if done == nil {
 		done = func(envelope.Time, error) {}
@@ -373,7 +385,12 @@ func (j *job) park(sends []outgoing, done func(at envelope.Time, err error)) {
 	}
 	j.mu.Lock()
 	// What failed is about to be recorded by who found that, as what comes of it.
-	if j.ended || sends == nil && (j.parked && j.recorded == j.del.Attempt || j.del.State == envelope.Failed) {
+	if j.ended && anew {
+		j.mu.Unlock()
+		done(envelope.Time{}, ErrLeaseLost)
+		return
+	}
+	if j.ended || !anew && sends == nil && (j.parked && j.recorded == j.del.Attempt || j.del.State == envelope.Failed) {
 		j.mu.Unlock()
 		done(envelope.Time{}, nil)
 		return
@@ -471,10 +488,18 @@ func (j *job) acked(m *Incoming) (end bool) {
 	}
 	now := envelope.At(ib.b.now())
 	j.mu.Lock()
+	if err := j.undecided(); err != nil {
+		j.mu.Unlock()
+		j.dead(envelope.ClassUnknown, err)
+		return true
+	}
 	if err := j.del.Move(envelope.Acked, now); err != nil {
 		j.mu.Unlock()
 		j.dead(envelope.ClassPoison, err)
 		return true
+	}
+	if ib.queue == nil && j.duplicateOf == "" {
+		m.extra = append(m.extra, ib.keepUnique(j)...)
 	}
 	u := j.endLocked(now)
 	attached := j.attached
@@ -617,6 +642,9 @@ func (j *job) dead(class envelope.Class, cause error) {
 	ib := j.ib
 	now := envelope.At(ib.b.now())
 	j.mu.Lock()
+	if err := j.undecided(); err != nil && class != envelope.ClassUnknown {
+		class, cause = envelope.ClassUnknown, fmt.Errorf("%w; it ended as %s: %w", err, class, cause)
+	}
 	if err := j.del.Move(envelope.DeadLetter, now); err != nil {
 		j.mu.Unlock()
 		ib.b.log.Error("illegal move", "message_id", j.env.MessageID, "error", err)
@@ -630,6 +658,9 @@ func (j *job) dead(class envelope.Class, cause error) {
 	j.mu.Unlock()
 	key := deadKey(ib.spec.ID, j.env.MessageID)
 	u.extra = []Op{{Verb: OpSet, Key: key, Value: ib.b.sign(trust.KindRecord, key, mustEncode(rec))}}
+	if class == envelope.ClassUnknown {
+		u.extra = append(u.extra, ib.keepUnique(j)...) // it may have done its work
+	}
 	if j.del.For != "" {
 		u.send(outgoing{s: ib.b.advise(j, class, cause)})
 	}

@@ -15,9 +15,6 @@ import (
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// rankDelay is how much longer each further choice waits before it takes a free inbox.
-const rankDelay = 300 * time.Millisecond
-
 // ownerLock is the value of an agent's lock key.
 type ownerLock struct {
 	Agent   string        `json:"agent"`
@@ -37,8 +34,21 @@ type elector struct {
 	// owners is the last picture of all agent locks.
 	owners map[string]Owner
 	closed bool
-	// judged are the claims of the last picture; only see touches it, which one goroutine calls at a time.
+	// live are the gateways that hold their names, handoffs what was said with the release of inboxes, and serving who says
+	// that he may own what (agent, gateway, rank).
+	live     map[string]bool
+	handoffs map[string]heardHandoff
+	serving  map[string]map[string]int
+	// leading are the gateways whose own server leads; leadsSince is since when it is this one's, zero: it is not.
+	leading    map[string]bool
+	leadsSince time.Time
+	// born is when this gateway began to look.
+	born time.Time
+	// changed is closed and replaced with every picture.
+	changed chan struct{}
+	// judged are the claims of the last picture; only see touches it, under seeing.
 	judged map[string]judgedClaim
+	seeing sync.Mutex
 	// wake carries wake-ups (capacity 1).
 	wake chan struct{}
 }
@@ -48,6 +58,8 @@ type served struct {
 	handler Handler
 	// freeSince is when this gateway first saw the inbox without an owner.
 	freeSince time.Time
+	// notBefore is when it takes the inbox again that it handed on.
+	notBefore time.Time
 }
 
 // Owner is who drains an agent's inbox.
@@ -60,7 +72,7 @@ type Owner struct {
 }
 
 func newElector(b *Bus) *elector {
-	return &elector{b: b, serves: map[string]served{}, terms: map[string]*inbox{}, owners: map[string]Owner{}, wake: make(chan struct{}, 1)}
+	return &elector{b: b, serves: map[string]served{}, terms: map[string]*inbox{}, owners: map[string]Owner{}, born: time.Now(), changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
 func (el *elector) kick() {
@@ -77,8 +89,8 @@ func (el *elector) serve(spec AgentSpec, h Handler) {
 	el.mu.Unlock()
 	if term != nil {
 		term.described.Store(&spec) // what it says of itself changes now, the rest with the next term
-		el.b.registry.kick()
 	}
+	el.b.registry.kick()
 	el.kick()
 }
 
@@ -89,6 +101,12 @@ func (el *elector) prime(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read owners: %w", err)
 	}
+	known, err := el.b.store.List(ctx, gatewaysPrefix)
+	if err != nil {
+		return fmt.Errorf("read the registry: %w", err)
+	}
+	el.b.registry.take(0, gatewaysPrefix, known)
+	el.born = time.Now()
 	el.see(pairs)
 	el.reconcile(ctx)
 	return nil
@@ -96,6 +114,8 @@ func (el *elector) prime(ctx context.Context) error {
 
 // see takes in a picture of all locks.
 func (el *elector) see(pairs []Pair) {
+	el.seeing.Lock()
+	defer el.seeing.Unlock()
 	owners, judged := map[string]Owner{}, map[string]judgedClaim{}
 	for _, p := range pairs {
 		agent, ok := strings.CutPrefix(p.Key, agentOwners)
@@ -114,8 +134,12 @@ func (el *elector) see(pairs []Pair) {
 		v := c.lock
 		owners[agent] = Owner{Agent: agent, Gateway: v.Gateway, Since: v.Since.Time, Token: p.ModifyIndex, session: p.Session}
 	}
+	live, handoffs := el.standing(pairs)
 	el.mu.Lock()
 	el.owners = owners
+	el.live, el.handoffs = live, handoffs
+	close(el.changed)
+	el.changed = make(chan struct{})
 	el.mu.Unlock()
 	el.judged = judged
 }
@@ -167,6 +191,11 @@ func (el *elector) run(ctx context.Context) {
 			return nil
 		})
 	}()
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		el.probe(ctx)
+	}()
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
 	for {
@@ -186,6 +215,7 @@ func (el *elector) run(ctx context.Context) {
 // wake-up).
 func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 	session := el.b.session.id()
+	now := time.Now()
 	el.mu.Lock()
 	var free []served
 	for id, s := range el.serves {
@@ -203,10 +233,16 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			if term.intake.Err() == nil && !el.allowed(id) {
 				// What it writes as the owner is refused from now on: let somebody else have the inbox.
 				term.stopIn()
+				to := el.nextLocked(id, el.b.cfg.Gateway)
 				el.b.run(func() {
-					term.handover(el.b.life)
+					term.handover(el.b.life, to, "")
 					el.kick()
 				})
+				continue
+			}
+			if to := el.awayLocked(term, now); to != "" && term.intake.Err() == nil {
+				term.stopIn()
+				el.b.run(func() { el.handOn(term, to, "") })
 				continue
 			}
 			if !owned || o.session != term.session {
@@ -226,12 +262,15 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			el.serves[id] = s
 			continue
 		}
-		now := time.Now()
 		if s.freeSince.IsZero() {
 			s.freeSince = now
 			el.serves[id] = s
 		}
-		if w := s.freeSince.Add(time.Duration(s.spec.Rank) * rankDelay).Sub(now); w > 0 && !owned {
+		if el.namedLocked(id, now) {
+			s.notBefore = time.Time{}
+		}
+		w := s.freeSince.Add(el.turnLocked(id, s, now)).Sub(now)
+		if w = max(w, s.notBefore.Sub(now)); w > 0 && (!owned || now.Before(s.notBefore)) {
 			if again == 0 || w < again {
 				again = w
 			}
@@ -242,17 +281,23 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 	el.mu.Unlock()
 	for _, s := range free {
 		if err := el.take(ctx, s, session); err != nil {
+			// Somebody else was first, which the watch will tell; or the last lock's delay is not over, and that is short.
+			pause := takeAgain
 			var refused *TxnError
 			if !errors.As(err, &refused) {
 				el.b.log.Warn("cannot take an inbox; trying again", "agent", s.spec.ID, "error", err)
+				pause = urgent
 			}
-			if again == 0 || again > time.Second {
-				again = time.Second
+			if again == 0 || again > pause {
+				again = pause
 			}
 		}
 	}
 	return again
 }
+
+// takeAgain is the pause before a refused lock is tried again.
+const takeAgain = 20 * time.Millisecond
 
 // take locks an agent's inbox and starts its term.
 func (el *elector) take(ctx context.Context, s served, session string) error {
@@ -267,6 +312,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 			s.spec.ID + "/, work in progress in openclaw/pending/" + s.spec.ID + "/.")},
 		{Verb: OpGet, Key: termKey(s.spec.ID)},
 		{Verb: OpSet, Key: termKey(s.spec.ID), Value: el.b.sign(trust.KindTerm, termKey(s.spec.ID), claim)},
+		{Verb: OpDelete, Key: handoffKey(s.spec.ID)},
 	})
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
@@ -348,24 +394,24 @@ func (el *elector) deposeAll(cause error) {
 func (el *elector) handover(ctx context.Context) {
 	el.mu.Lock()
 	el.closed = true
-	terms := make([]*inbox, 0, len(el.terms))
-	for _, t := range el.terms {
-		terms = append(terms, t)
+	next := make(map[*inbox]string, len(el.terms))
+	for id, t := range el.terms {
+		next[t] = el.nextLocked(id, el.b.cfg.Gateway)
 	}
 	el.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, t := range terms {
+	for t, to := range next {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			t.handover(ctx)
+			t.handover(ctx, to, "")
 		}()
 	}
 	wg.Wait()
 }
 
-// handover ends one term in order.
-func (ib *inbox) handover(ctx context.Context) {
+// handover ends one term in order, in favour of another gateway (empty: of nobody), as an operator wanted it (empty: nobody did).
+func (ib *inbox) handover(ctx context.Context, to, by string) {
 	if ib.ctx.Err() != nil {
 		return
 	}
@@ -373,21 +419,26 @@ func (ib *inbox) handover(ctx context.Context) {
 	grace := time.NewTimer(ib.b.cfg.DrainGrace)
 	defer grace.Stop()
 	select {
-	case <-ib.over():
+	case <-ib.worked():
 	case <-grace.C:
 	case <-ctx.Done():
 	}
 	ib.stop()
+	ib.moveOut(ctx)
 	select {
-	case <-ib.over():
+	case <-ib.worked():
 	case <-ctx.Done():
 		ib.b.log.Warn("work did not stop in time; its messages go to the next owner as they are", "agent", ib.spec.ID)
 	}
 	// What the last handlers handed to the writer is ahead of this in its queue.
 	flushed := make(chan error, 1)
-	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: []Op{
-		{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}, {Verb: OpDelete, Key: termKey(ib.spec.ID)},
-	}, done: func(err error) { flushed <- err }})
+	ops := []Op{{Verb: OpDelete, Key: agentLockKey(ib.spec.ID)}, {Verb: OpDelete, Key: termKey(ib.spec.ID)}}
+	if to != "" {
+		key := handoffKey(ib.spec.ID)
+		h := handoff{Agent: ib.spec.ID, From: ib.b.cfg.Gateway, To: to, By: by, At: envelope.At(ib.b.now())}
+		ops = append(ops, Op{Verb: OpSet, Key: key, Value: ib.b.sign(trust.KindOwner, key, mustEncode(h))})
+	}
+	ib.b.writer.submit(&unit{ctx: ctx, owner: ib, extra: ops, done: func(err error) { flushed <- err }})
 	var err error
 	select {
 	case err = <-flushed:
@@ -399,5 +450,16 @@ func (ib *inbox) handover(ctx context.Context) {
 		ib.b.log.Warn("cannot release an inbox; its lock ends with the session", "agent", ib.spec.ID, "error", err)
 		return
 	}
-	ib.b.emit(Event{Event: EventReleased, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID})
+	ib.b.emit(Event{Event: EventReleased, At: envelope.At(ib.b.now()), Gateway: ib.b.cfg.Gateway, To: ib.spec.ID, Reason: released(to, by)})
+}
+
+func released(to, by string) string {
+	switch {
+	case to == "":
+		return ""
+	case by == "":
+		return "for " + to
+	default:
+		return "for " + to + ", as " + by + " wants it"
+	}
 }

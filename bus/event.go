@@ -21,6 +21,8 @@ const (
 	EventDeadLetter = "dead-letter"
 	// EventForwarded: passed on to another agent (at the gateway that did).
 	EventForwarded = "forwarded"
+	// EventEffect: the ledger of what the handling does outside of the mesh changed (at the owner).
+	EventEffect = "effect"
 	// EventPurged: a dead letter was removed, by an operator or by its retention (at the owner).
 	EventPurged = "purged"
 	// EventRedriven: a dead letter was queued again by an operator (at the owner).
@@ -69,6 +71,11 @@ type Event struct {
 	By string `json:"by,omitempty"`
 	// Millis is the time since the message was made, by this gateway's clock.
 	Millis float64 `json:"ms,omitempty"`
+	// Effect is the name of an effect outside of the mesh, EffectState what is known of it now, and WindowMillis for how long
+	// the ownership had not been confirmed when that was recorded.
+	Effect       string               `json:"effect,omitempty"`
+	EffectState  envelope.EffectState `json:"effect_state,omitempty"`
+	WindowMillis float64              `json:"window_ms,omitempty"`
 	// Text is the payload of a reply, for people; at most 4 KiB.
 	Text string `json:"text,omitempty"`
 }

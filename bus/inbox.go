@@ -26,10 +26,23 @@ type AgentSpec struct {
 	// Rank orders the gateways that may serve the agent: 0 goes first, each further one
 	// waits rankDelay longer before it takes a free inbox.
 	Rank int
+	// Candidates are all gateways that may own it, best choice first, as far as they are known beforehand; nil: those that
+	// the registry names. Of several with the same rank each inbox has its own first choice (a hash of both names).
+	Candidates []string
+	// Spread: all candidates have the same rank, so that inboxes spread over them.
+	Spread bool
 	// MaxConcurrent bounds the conversations worked on at once; 0 means 32.
 	MaxConcurrent int
 	// AckTimeout bounds one attempt; 0 means 10 minutes.
 	AckTimeout time.Duration
+	// OneOrder: the messages of a conversation come one after another whatever gateway they are from. Those that wait when a
+	// term begins come first, in the order of their lanes, and between lanes in the order of their created_at (which is as
+	// good as the clocks of their senders; per lane the newest that memory holds are left out); then as they arrive.
+	OneOrder bool
+	// Unique: task.unique_key and task.unique_for count in this inbox, as in a queue, from whatever gateway the
+	// messages are: one whose key an unfinished message has, or a finished one for its time, is acked without being
+	// handled, and its reply says {"duplicate_of": id}. A message that ended as unknown keeps its key too.
+	Unique bool
 }
 
 // A Handler does an agent's work.
@@ -87,8 +100,17 @@ type inbox struct {
 	wg        sync.WaitGroup // everything that runs for this term
 	overOnce  sync.Once
 	overClose chan struct{}
-	door      *door         // bounds concurrent handlers
-	suspects  chan struct{} // one at a time of those that a process died with
+	workOver  chan struct{}
+	// residence ends the handler's own work, which is in resident; caughtUp is closed when what waited has been read.
+	residence context.Context
+	leaveHome context.CancelFunc
+	resident  sync.WaitGroup
+	caughtUp  chan struct{}
+	gather    gathering
+	// began is when the lock was surely this term's, on the monotonic clock.
+	began    time.Time
+	door     *door         // bounds concurrent handlers
+	suspects chan struct{} // one at a time of those that a process died with
 	// leftBehind counts handlers that ignored the end of their ctx.
 	leftBehind atomic.Int32
 	// unclean: the last term did not end in order, so attempts of it may not be recorded.
@@ -109,8 +131,9 @@ type inbox struct {
 	delayed delayed
 	// spilled counts the messages that wait in the store alone.
 	spilled int
-	// queue is set when this is the inbox of a task queue.
-	queue *queueTerm
+	// queue is set when this is the inbox of a task queue, and unique when unique keys count in it.
+	queue  *queueTerm
+	unique *uniqueKeys
 }
 
 func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *inbox {
@@ -126,14 +149,19 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
 		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
+	ib.began, ib.caughtUp, ib.gather.open = time.Now(), make(chan struct{}), true
 	if _, ok := h.(taskQueue); ok {
 		ib.door, ib.queue = newDoor(0), newQueueTerm(ib)
+	}
+	if ib.queue != nil || spec.Unique {
+		ib.unique = newUniqueKeys(ib)
 	}
 	ib.described.Store(&spec)
 	ib.ctx, ib.cancel = context.WithCancelCause(b.life)
 	ib.work, ib.stop = context.WithCancel(ib.ctx)
 	ib.intake, ib.stopIn = context.WithCancel(ib.work)
-	ib.overClose = make(chan struct{})
+	ib.residence, ib.leaveHome = context.WithCancel(ib.ctx)
+	ib.overClose, ib.workOver = make(chan struct{}), make(chan struct{})
 	ib.wg.Add(1) // for start, before anybody can wait
 	return ib
 }
@@ -153,10 +181,18 @@ func (ib *inbox) over() <-chan struct{} {
 	ib.overOnce.Do(func() {
 		go func() {
 			ib.wg.Wait()
+			close(ib.workOver)
+			ib.resident.Wait()
 			close(ib.overClose)
 		}()
 	})
 	return ib.overClose
+}
+
+// worked is closed when nothing of the term runs any more but the handler's own work.
+func (ib *inbox) worked() <-chan struct{} {
+	ib.over()
+	return ib.workOver
 }
 
 // depose ends the term at once: the lock is gone or can no longer be trusted.
@@ -170,6 +206,11 @@ func (ib *inbox) depose(cause error) {
 
 // run loads what the last owner left and then takes what comes.
 func (ib *inbox) run() error {
+	if ib.unique != nil {
+		if err := ib.unique.load(); err != nil {
+			return err
+		}
+	}
 	if ib.queue != nil {
 		if err := ib.queue.start(); err != nil {
 			return err
@@ -178,7 +219,19 @@ func (ib *inbox) run() error {
 	if err := ib.loadPending(); err != nil {
 		return err
 	}
+	ib.moveIn()
+	first := true
 	return ib.b.watch(ib.intake, inboxPrefix(ib.spec.ID), func(pairs []Pair) error {
+		var lanes []string
+		for _, p := range pairs {
+			if from := sourceOfBell(ib.spec.ID, p.Key); from != "" {
+				lanes = append(lanes, from)
+			}
+		}
+		if first {
+			first = false
+			ib.beginGathering(lanes)
+		}
 		for _, p := range pairs {
 			if from := sourceOfBell(ib.spec.ID, p.Key); from != "" {
 				ib.announce(from, p)
@@ -227,9 +280,11 @@ func (ib *inbox) readLane(from string, bells <-chan Pair) {
 			}
 			if err == nil || ib.intake.Err() != nil {
 				retry.Reset()
+				ib.gathered(from)
 				break
 			}
 			if !errors.Is(err, ErrUnavailable) {
+				ib.gathered(from) // the others do not wait for it
 				ib.b.log.Warn("cannot read a lane; trying again", "agent", ib.spec.ID, "from", from, "error", err)
 			}
 			ib.b.storeDown(err)
@@ -475,19 +530,8 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	for _, j := range jobs {
 		ib.enter(j, len(j.env.Canonical()))
-		due := j.del.NextAttemptAt == nil
-		ib.dispatch(j)
-		if !due {
-			j.parkWaiting() // the lane goes on without it, and its memory is free until then
-		}
 	}
-	if len(jobs) > 0 {
-		time.AfterFunc(patience, func() {
-			for _, j := range jobs {
-				j.parkWaiting()
-			}
-		})
-	}
+	ib.takenIn(jobs)
 	return nil
 }
 
@@ -559,6 +603,7 @@ func (ib *inbox) waitForRoom(s *source, n int) error {
 		if ok {
 			return ib.intake.Err()
 		}
+		ib.gathered(s.from) // more of it does not fit: nobody can wait for that
 		select {
 		case <-room:
 		case <-ib.intake.Done():
@@ -673,6 +718,9 @@ func (ib *inbox) loadPending() error {
 		}
 		return jobs[a].item < jobs[b].item
 	})
+	if ib.spec.OneOrder {
+		jobs = inOneOrder(jobs)
+	}
 	for _, j := range jobs {
 		ib.claimUnique(j)
 		ib.enter(j, len(j.env.Canonical()))

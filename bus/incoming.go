@@ -20,6 +20,8 @@ type Incoming struct {
 	lease *lease
 	// env is the message with its payload, also when that lies outside of the envelope.
 	env *envelope.Sealed
+	// began is when this attempt did, on the monotonic clock.
+	began time.Time
 
 	mu    sync.Mutex
 	asks  int

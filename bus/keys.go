@@ -27,11 +27,14 @@ const (
 	fanoutsRoot    = Root + "fanouts/"
 	tasksRoot      = Root + "tasks/"
 	sharedRoot     = Root + "shared-state/"
+	dutiesRoot     = Root + "duties/"
 
-	agentOwners = ownersPrefix + "agents/"
+	agentOwners    = ownersPrefix + "agents/"
+	gatewayLocks   = ownersPrefix + "gateways/"
+	handoffsPrefix = ownersPrefix + "transfers/"
 )
 
-func gatewayLockKey(gw string) string          { return ownersPrefix + "gateways/" + gw }
+func gatewayLockKey(gw string) string          { return gatewayLocks + gw }
 func agentLockKey(agent string) string         { return agentOwners + agent }
 func inboxPrefix(agent string) string          { return inboxRoot + agent + "/" }
 func inboxAboutKey(agent string) string        { return inboxRoot + agent + "/about" }
@@ -55,6 +58,7 @@ func workersPrefix(queue string) string        { return tasksRoot + queue + "/wo
 func workersAboutKey(queue string) string      { return workersPrefix(queue) + "about" }
 func workerKey(queue, gw string) string        { return workersPrefix(queue) + "of/" + gw }
 func uniquePrefix(queue string) string         { return tasksRoot + queue + "/unique/" }
+func roomKey(agent, name string) string        { return dutiesRoot + agent + "/" + name }
 func fanoutKey(gw, id string) string           { return fanoutsRoot + gw + "/" + id }
 func ledgerKey(gw, agent string, n uint64) string {
 	return ledgerPrefix(gw, agent) + padded(n)

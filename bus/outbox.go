@@ -118,8 +118,13 @@ func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
 
 // sendAll puts messages into their targets' inboxes in one transaction, with extra.
 func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelope.Sealed) []Op) ([]*envelope.Sealed, error) {
+	return b.sendOwned(ctx, nil, outs, extra)
+}
+
+// sendOwned is sendAll for the owner of an inbox: refused when that is somebody else then. nil: for anybody.
+func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extra func([]*envelope.Sealed) []Op) ([]*envelope.Sealed, error) {
 	all := make([]*envelope.Sealed, len(outs))
-	u := &unit{ctx: ctx}
+	u := &unit{ctx: ctx, owner: owner}
 	for i, o := range outs {
 		if err := o.Budget.Exhausted(b.now()); err != nil {
 			return nil, err
@@ -131,7 +136,7 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 		all[i] = s
 		u.send(outgoing{o: o, s: s})
 	}
-	if b.stopping.Load() {
+	if b.stopping.Load() && owner == nil {
 		return nil, ErrStopped
 	}
 	if err := b.trusted(); err != nil {

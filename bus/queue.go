@@ -2,8 +2,6 @@ package bus
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -237,8 +235,6 @@ type queueTerm struct {
 	workers map[string]*taskWorker // by gateway
 	// changed is closed and replaced when a worker comes, goes or is free again.
 	changed chan struct{}
-	// unique is who has a unique key: an unfinished task, or a finished one for a while.
-	unique map[string]uniqueHold
 }
 
 // taskWorker is one announcement of a gateway, as the queue's owner sees it.
@@ -249,16 +245,8 @@ type taskWorker struct {
 	gone chan struct{}
 }
 
-// uniqueHold is also the value of the key that keeps a finished task's unique key.
-type uniqueHold struct {
-	Key       string `json:"unique_key"`
-	MessageID string `json:"message_id"`
-	// Until is when the key is free again; zero: when the task is finished.
-	Until envelope.Time `json:"until,omitzero"`
-}
-
 func newQueueTerm(ib *inbox) *queueTerm {
-	return &queueTerm{ib: ib, workers: map[string]*taskWorker{}, changed: make(chan struct{}), unique: map[string]uniqueHold{}}
+	return &queueTerm{ib: ib, workers: map[string]*taskWorker{}, changed: make(chan struct{})}
 }
 
 // start reads what the last owner left, before any task is looked at, and follows the workers.
@@ -278,20 +266,6 @@ func (t *queueTerm) start() error {
 		return fmt.Errorf("read workers of %s: %w", ib.spec.ID, err)
 	}
 	t.see(pairs)
-	if pairs, err = b.store.List(ib.intake, uniquePrefix(ib.spec.ID)); err != nil {
-		return fmt.Errorf("read unique keys of %s: %w", ib.spec.ID, err)
-	}
-	for _, p := range pairs {
-		body, err := b.read(trust.KindRecord, p.Key, p.Value, "", ib.spec.ID)
-		if err != nil {
-			b.refuse(p.Key, p.Value, err, "", ib.spec.ID) // else a task would be taken for one that was done
-			continue
-		}
-		var h uniqueHold
-		if json.Unmarshal(body, &h) == nil {
-			t.unique[h.Key] = h
-		}
-	}
 	ib.wg.Add(1)
 	go func() {
 		defer ib.wg.Done()
@@ -398,90 +372,6 @@ func (t *queueTerm) release(w *taskWorker) {
 	defer t.mu.Unlock()
 	w.running--
 	t.notifyLocked()
-}
-
-// claimUnique notes the unique key of a task, or that another one has it. Order is that of reading, and records
-// of tasks that run come before lanes; so of two tasks one runs, whichever owner decides.
-func (ib *inbox) claimUnique(j *job) {
-	key := j.env.UniqueKey()
-	if ib.queue == nil || key == "" {
-		return
-	}
-	t := ib.queue
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	h, held := t.unique[key]
-	if held && h.MessageID != j.env.MessageID && (h.Until.IsZero() || ib.b.now().Before(h.Until.Time)) {
-		j.duplicateOf = h.MessageID
-		return
-	}
-	t.unique[key] = uniqueHold{Key: key, MessageID: j.env.MessageID}
-}
-
-// keepUnique makes a finished task's unique key last, in the transaction that finishes it.
-func (t *queueTerm) keepUnique(m *Incoming) {
-	e := &m.j.env.Envelope
-	if e.UniqueKey() == "" || e.Task.UniqueFor <= 0 {
-		return
-	}
-	h := uniqueHold{Key: e.UniqueKey(), MessageID: e.MessageID, Until: envelope.At(t.ib.b.now().Add(e.Task.UniqueFor.Duration()))}
-	place := uniqueKey(t.ib.spec.ID, h.Key)
-	m.extra = append(m.extra, Op{Verb: OpSet, Key: place, Value: t.ib.b.sign(trust.KindRecord, place, mustEncode(h))})
-	t.mu.Lock()
-	t.unique[h.Key] = h
-	t.mu.Unlock()
-}
-
-func uniqueKey(queue, key string) string {
-	h := sha256.Sum256([]byte(key))
-	return uniquePrefix(queue) + hex.EncodeToString(h[:16])
-}
-
-// freeUnique forgets the key of a task that ended, unless it is kept for a while. ib.mu is held.
-func (ib *inbox) freeUnique(j *job) {
-	key := j.env.UniqueKey()
-	if ib.queue == nil || key == "" {
-		return
-	}
-	t := ib.queue
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if h := t.unique[key]; h.MessageID == j.env.MessageID && h.Until.IsZero() {
-		delete(t.unique, key)
-	}
-}
-
-// dropUnique deletes the unique keys that are free again.
-func (ib *inbox) dropUnique(ctx context.Context) error {
-	if ib.queue == nil {
-		return nil
-	}
-	pairs, err := ib.b.store.List(ctx, uniquePrefix(ib.spec.ID))
-	if err != nil {
-		return fmt.Errorf("read unique keys of %s: %w", ib.spec.ID, err)
-	}
-	var ops []Op
-	t := ib.queue
-	t.mu.Lock()
-	for _, p := range pairs {
-		var h uniqueHold
-		if json.Unmarshal(p.Value, &h) == nil && ib.b.now().Before(h.Until.Time) {
-			continue
-		}
-		if now := t.unique[h.Key]; now.MessageID == h.MessageID {
-			delete(t.unique, h.Key)
-		}
-		if len(ops) < ib.b.store.Limits().Ops/2 {
-			ops = append(ops, Op{Verb: OpDeleteCAS, Key: p.Key, Index: p.ModifyIndex})
-		}
-	}
-	t.mu.Unlock()
-	if len(ops) == 0 {
-		return nil
-	}
-	done := make(chan error, 1)
-	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, extra: ops, done: func(err error) { done <- err }})
-	return <-done
 }
 
 // Errors between a queue's owner and its handling; they never leave the bus.

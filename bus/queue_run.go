@@ -102,7 +102,7 @@ func (taskQueue) Handle(ctx context.Context, m *Incoming) error {
 	j.setRun(nil)
 	switch v.Outcome {
 	case taskDone:
-		j.ib.queue.keepUnique(m)
+		m.extra = append(m.extra, j.ib.keepUnique(j)...)
 		if len(v.Result) == 0 {
 			return nil
 		}

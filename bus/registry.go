@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -59,6 +60,8 @@ type registry struct {
 	raw      map[string]Pair
 	believed map[string]believedFields // by key
 	seen     [2]bool                   // both prefixes were read once
+	// clustered: the cluster block is there.
+	clustered bool
 	// changed is closed and replaced when the picture changed.
 	changed chan struct{}
 	// wake carries wake-ups for the heartbeat loop (capacity 1).
@@ -129,9 +132,19 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 			delete(fields, name)
 		}
 	}
+	serving, leading := map[string]map[string]int{}, map[string]bool{}
 	if which == 0 {
 		r.gateways = map[string]GatewayInfo{}
 		for name, f := range fields {
+			leading[name] = text(f[leadsField]) == "true"
+			var ranks map[string]int
+			_ = json.Unmarshal(f[servesField].Value, &ranks)
+			for id, rank := range ranks {
+				if serving[id] == nil {
+					serving[id] = map[string]int{}
+				}
+				serving[id][name] = rank
+			}
 			r.gateways[name] = GatewayInfo{Name: name, URL: text(f["url"]), Agents: texts(f["agents"]), Status: status(f["status"]),
 				LastHeartbeat: moment(f["last_heartbeat"]), Version: text(f["version"])}
 		}
@@ -142,6 +155,9 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 				Workspace: text(f["workspace"]), Capabilities: texts(f["capabilities"]), Status: status(f["status"]), LastHeartbeat: moment(f["last_heartbeat"])}
 		}
 	}
+	if which == 0 {
+		r.b.elector.published(serving, leading)
+	}
 	r.seen[which] = true
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -150,6 +166,12 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 		r.kick()
 	}
 }
+
+// servesField is which inboxes a gateway may own, and how early in the line it comes for each.
+const servesField = "serves"
+
+// leadsField is whether the gateway's own server leads the store's.
+const leadsField = "leads"
 
 // signedField holds what the other fields say once more, as one signed record. Two of them stand beside it: status is bound to
 // the writer's session, and last_heartbeat is a hint.
@@ -284,6 +306,10 @@ func (r *registry) desired() (plain, bound map[string]string, agents []string) {
 	p := gatewaysPrefix + gw + "/"
 	plain[p+"url"] = r.b.cfg.URL
 	plain[p+"agents"] = string(mustEncode(agents))
+	plain[p+servesField] = string(mustEncode(r.b.elector.ranks()))
+	if ledOf(r.b.store) != nil {
+		plain[p+leadsField] = strconv.FormatBool(r.b.elector.leads())
+	}
 	if r.b.cfg.Version != "" {
 		plain[p+"version"] = r.b.cfg.Version
 	}
@@ -363,7 +389,7 @@ func (r *registry) beat(ctx context.Context) error {
 	for k := range bound {
 		raw[k] = r.raw[k]
 	}
-	first := !r.seen[0]
+	first := !r.clustered
 	r.mu.Unlock()
 	var ops []Op
 	for k, v := range plain {
@@ -391,6 +417,9 @@ func (r *registry) beat(ctx context.Context) error {
 		}
 		ops = ops[n:]
 	}
+	r.mu.Lock()
+	r.clustered = true
+	r.mu.Unlock()
 	return nil
 }
 

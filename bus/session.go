@@ -29,6 +29,8 @@ type session struct {
 	current string
 	// until is when the session is no longer believed (monotonic clock).
 	until time.Time
+	// pulse is when this process was last seen to run; wall is the same on the other clock, which goes on while the machine sleeps.
+	pulse, wall time.Time
 	// changed is closed and replaced when current or until changes for the better.
 	changed chan struct{}
 	// kick carries wake-ups for the renewing loop (capacity 1).
@@ -61,14 +63,56 @@ func (s *session) id() string {
 func (s *session) trusted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.current != "" && time.Now().Before(s.until)
+	return s.trustedLocked()
+}
+
+func (s *session) trustedLocked() bool {
+	return s.current != "" && time.Now().Before(s.until) && !s.stalledLocked()
+}
+
+const (
+	// pulseEvery is how often this process shows itself that it runs.
+	pulseEvery = EffectWindow / 4
+	// stalled is how long it may not have run for its session to be believed all the same. What is shorter is covered by
+	// [EffectWindow].
+	stalled = EffectWindow
+)
+
+func (s *session) stalledLocked() bool {
+	return !s.pulse.IsZero() && max(time.Since(s.pulse), s.b.now().Round(0).Sub(s.wall)) > stalled
+}
+
+// watchPulse notices when this process did not run for a while (it was stopped, or the machine slept): others may have taken
+// everything over since, so the session is not believed until the store was asked. [session.trusted] says so even before
+// this loop has run again.
+func (s *session) watchPulse(ctx context.Context) {
+	t := time.NewTicker(pulseEvery)
+	defer t.Stop()
+	for {
+		s.mu.Lock()
+		late := s.stalledLocked()
+		if late {
+			s.until = time.Time{}
+		}
+		s.pulse, s.wall = time.Now(), s.b.now().Round(0)
+		s.mu.Unlock()
+		if late {
+			s.verify()
+			s.b.log.Warn("this process did not run for a while; verifying its session", "gateway", s.b.cfg.Gateway)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // waitTrusted waits until the session is trusted again, and reports whether ctx still lives.
 func (s *session) waitTrusted(ctx context.Context) bool {
 	for {
 		s.mu.Lock()
-		ok, changed := s.current != "" && time.Now().Before(s.until), s.changed
+		ok, changed := s.trustedLocked(), s.changed
 		s.mu.Unlock()
 		if ok {
 			return true

@@ -222,6 +222,12 @@ type Registrar interface {
 	DeregisterService(ctx context.Context, id string) error
 }
 
+// A Led is a Store whose servers have a leader.
+type Led interface {
+	// Leads reports whether the server that this store asks is the one that leads.
+	Leads(ctx context.Context) (bool, error)
+}
+
 // Service is a gateway's entry in the catalog.
 type Service struct {
 	ID, Name string

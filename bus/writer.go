@@ -305,7 +305,7 @@ func (w *writer) take() []*unit {
 func (w *writer) commit(ctx context.Context, a *ahead) *ahead {
 	a.wait()
 	batch := a.units
-	wait := newBackoff()
+	wait := newBackoffUpTo(urgent)
 	var tries []*plan // whose outcome is not known
 	refusals := 0
 	for len(batch) > 0 {
@@ -618,10 +618,15 @@ func dropPending(units []*unit, key string) []*unit {
 
 // newBackoff is the pause between tries at a store that does not answer: 20 ms to 2 s with
 // jitter, without end.
-func newBackoff() *backoff.ExponentialBackOff {
+func newBackoff() *backoff.ExponentialBackOff { return newBackoffUpTo(2 * time.Second) }
+
+// urgent is the longest such pause of what a failover waits for: the picture of all locks, and the writer.
+const urgent = 150 * time.Millisecond
+
+func newBackoffUpTo(most time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = 20 * time.Millisecond
-	b.MaxInterval = 2 * time.Second
+	b.MaxInterval = most
 	b.MaxElapsedTime = 0
 	b.Reset()
 	return b

@@ -57,7 +57,7 @@
 //	queued      -> dead-letter  owner     expired, unknown version, too many hops or undeliverable before any attempt
 //	delivered   -> acked        owner     the agent is done
 //	delivered   -> failed       owner     the agent failed, took too long, or its process died
-//	delivered   -> dead-letter  owner     the agent said never, or it expired while worked on
+//	delivered   -> dead-letter  owner     the agent said never, it expired while worked on, or nobody knows whether an effect of it was made
 //	failed      -> queued       owner     retry, after the backoff
 //	failed      -> dead-letter  owner     attempts exhausted or expired
 //	dead-letter -> queued       operator  redrive

@@ -43,7 +43,7 @@ func readSchema(t *testing.T) schemaDoc {
 // and requires those that are always written.
 func TestSchemaNamesTheFields(t *testing.T) {
 	d := readSchema(t)
-	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "task": Task{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}} {
+	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "task": Task{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}, "effect": Effect{}} {
 		var fields, required []string
 		for f := range reflect.TypeOf(v).Fields() {
 			name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")

@@ -38,7 +38,7 @@ var Transitions = []Transition{
 	{Queued, DeadLetter, "owner", "expired, unknown version, too many hops or undeliverable before any attempt"},
 	{Delivered, Acked, "owner", "the agent is done"},
 	{Delivered, Failed, "owner", "the agent failed, took too long, or its process died"},
-	{Delivered, DeadLetter, "owner", "the agent said never, or it expired while worked on"},
+	{Delivered, DeadLetter, "owner", "the agent said never, it expired while worked on, or nobody knows whether an effect of it was made"},
 	{Failed, Queued, "owner", "retry, after the backoff"},
 	{Failed, DeadLetter, "owner", "attempts exhausted or expired"},
 	{DeadLetter, Queued, "operator", "redrive"},
@@ -94,12 +94,14 @@ const (
 	ClassUndeliverable Class = "undeliverable"
 	// ClassCancelled: an operator gave it up (tasks only).
 	ClassCancelled Class = "cancelled"
+	// ClassUnknown: whether an effect of it outside of the mesh was made cannot be found out.
+	ClassUnknown Class = "unknown"
 )
 
 // Classes lists all classes.
 var Classes = []Class{
 	ClassRetry, ClassTimeout, ClassCrashed,
-	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable, ClassCancelled,
+	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable, ClassCancelled, ClassUnknown,
 }
 
 // Retryable reports whether another attempt can help.
@@ -146,6 +148,8 @@ type Delivery struct {
 	Redrives []Redrive `json:"redrives,omitempty"`
 	// Failures keeps the last attempts that failed, oldest first.
 	Failures []Failure `json:"failures,omitempty"`
+	// Effects is the ledger of what its handling does outside of the mesh.
+	Effects []Effect `json:"effects,omitempty"`
 }
 
 // Hop is one agent on the path, and the gateway where it was.
@@ -244,6 +248,7 @@ func (d *Delivery) Redrive(by, gateway string, at Time, expires *Time) error {
 		old = slices.Concat(old[:1], old[n-maxFailures+2:])
 	}
 	d.Redrives = append(slices.Clip(old), was)
+	d.waive(by, at)
 	d.RetryCount, d.Crashes, d.Class, d.LastError, d.NextAttemptAt = 0, 0, "", "", nil
 	if expires != nil {
 		d.ExpiresAt = expires

@@ -79,7 +79,7 @@ func (g *Gateway) serveAgents(b *bus.Bus, cfg *Config) error {
 		}
 		if err := b.Serve(bus.AgentSpec{
 			ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
-			Rank: slices.Index(a.Gateways, g.name), MaxConcurrent: a.MaxConcurrent, AckTimeout: longestAck,
+			Rank: slices.Index(a.Gateways, g.name), Candidates: a.Gateways, MaxConcurrent: a.MaxConcurrent, AckTimeout: longestAck,
 		}, l); err != nil {
 			return err
 		}

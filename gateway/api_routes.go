@@ -47,6 +47,7 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/state/focus", roleRead, 0, g.getFocus),
 		at("GET /v1/queues", roleRead, 0, g.getQueues),
 		at("GET /v1/queues/{queue}/tasks", roleRead, 0, g.getTasks),
+		at("GET /v1/owners", roleRead, 0, g.getOwners),
 		at("GET /v1/events", roleRead, 0, g.getEvents),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
@@ -57,6 +58,8 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/deadletters/redrive", roleOperate, MaxOrderBytes, g.postDeadLetters(redrive)),
 		at("POST /v1/deadletters/purge", roleOperate, MaxOrderBytes, g.postDeadLetters(purge)),
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
+		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
+		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
 		at("DELETE /v1/state/events", roleOperate, 0, g.deleteStateEvents),
 		at("DELETE /v1/state/focus", roleOperate, 0, g.deleteFocus),
 	}

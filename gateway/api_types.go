@@ -35,6 +35,9 @@ import (
 //	GET  /v1/queues/{queue}/tasks  TasksResponse: unfinished tasks, the most important first;
 //	                           ?state=waiting|delayed|running|retrying&limit=N (1000, at most 10000)
 //	POST /v1/queues/{queue}/tasks/{id}/cancel  TaskOrder -> TaskCancelled: given up, by the queue's owner
+//	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
+//	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
+//	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -256,6 +259,7 @@ const (
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
+	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which

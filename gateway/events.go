@@ -71,6 +71,8 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	add("refusal", ev.Refusal)
 	add("key", ev.Key)
 	add("by", ev.By)
+	add("effect", ev.Effect)
+	add("effect_state", string(ev.EffectState))
 	if ev.Attempt > 1 {
 		kv = append(kv, "attempt", ev.Attempt)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
@@ -27,7 +28,7 @@ const (
 var eventNames = []string{
 	bus.EventQueued, bus.EventDelivered, bus.EventAcked, bus.EventFailed, bus.EventRetry, bus.EventDeadLetter, bus.EventReceipt,
 	bus.EventReplied, bus.EventDuplicate, bus.EventRefused, bus.EventGap, bus.EventOwned, bus.EventReleased, bus.EventDeposed,
-	bus.EventStoreDown, bus.EventStoreUp,
+	bus.EventStoreDown, bus.EventStoreUp, bus.EventEffect,
 }
 
 // latency are the buckets of message times in seconds: from a local store's fraction of a
@@ -44,6 +45,8 @@ type metrics struct {
 	delivery, ack, reply      prometheus.Histogram
 	deadLetters, refused      *prometheus.CounterVec
 	retries                   prometheus.Counter
+	effects                   *prometheus.CounterVec
+	effectWindow              prometheus.Histogram
 	owned, store              prometheus.Gauge
 	requests                  *prometheus.CounterVec
 	requestSeconds            *prometheus.HistogramVec
@@ -62,16 +65,18 @@ func newMetrics(g *Gateway, version string) *metrics {
 	}
 	m := &metrics{
 		g: g, registry: prometheus.NewRegistry(), own: map[string]bool{}, known: map[string]bool{},
-		messages:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_messages_total", Help: "Events by kind, as this gateway made them."}, []string{"event"}),
-		delivery:    histogram("gatemesh_delivery_seconds", "From making a message to handing it to the agent, seen by the agent's gateway."),
-		ack:         histogram("gatemesh_ack_seconds", "From making a message to its recorded end, seen by the agent's gateway."),
-		reply:       histogram("gatemesh_reply_seconds", "From making a question to its answer, seen by the asking gateway."),
-		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_dead_letters_total", Help: "Messages given up, by class."}, []string{"class"}),
-		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_refused_total", Help: "Things in the store that were not believed, by reason."}, []string{"reason"}),
-		retries:     prometheus.NewCounter(prometheus.CounterOpts{Name: "gatemesh_retries_total", Help: "Attempts that will be repeated."}),
-		owned:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_owned_agents", Help: "Agents whose inboxes this gateway drains."}),
-		store:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_store_up", Help: "1 while the store answers, else 0."}),
-		requests:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_requests_total", Help: "HTTP requests by route and status."}, []string{"route", "code"}),
+		messages:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_messages_total", Help: "Events by kind, as this gateway made them."}, []string{"event"}),
+		delivery:     histogram("gatemesh_delivery_seconds", "From making a message to handing it to the agent, seen by the agent's gateway."),
+		ack:          histogram("gatemesh_ack_seconds", "From making a message to its recorded end, seen by the agent's gateway."),
+		reply:        histogram("gatemesh_reply_seconds", "From making a question to its answer, seen by the asking gateway."),
+		deadLetters:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_dead_letters_total", Help: "Messages given up, by class."}, []string{"class"}),
+		refused:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_refused_total", Help: "Things in the store that were not believed, by reason."}, []string{"reason"}),
+		effects:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_effects_total", Help: "Steps of effects outside of the mesh, by what is known of them."}, []string{"state"}),
+		effectWindow: histogram("gatemesh_effect_window_seconds", "From the last confirmation of the ownership to when it was known what came of an effect."),
+		retries:      prometheus.NewCounter(prometheus.CounterOpts{Name: "gatemesh_retries_total", Help: "Attempts that will be repeated."}),
+		owned:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_owned_agents", Help: "Agents whose inboxes this gateway drains."}),
+		store:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_store_up", Help: "1 while the store answers, else 0."}),
+		requests:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_requests_total", Help: "HTTP requests by route and status."}, []string{"route", "code"}),
 		requestSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "gatemesh_http_request_seconds",
 			Help: "Time to answer HTTP requests by route; those that wait on purpose included.", Buckets: latency}, []string{"route"}),
 		denied:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_http_denied_total", Help: "HTTP requests that were refused before their route saw them, by reason."}, []string{"reason"}),
@@ -86,10 +91,13 @@ func newMetrics(g *Gateway, version string) *metrics {
 		m.known[e] = true
 		m.messages.WithLabelValues(e)
 	}
+	for _, s := range envelope.EffectStates {
+		m.effects.WithLabelValues(string(s))
+	}
 	for _, r := range deniedReasons {
 		m.denied.WithLabelValues(r)
 	}
-	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.refused, m.retries, m.owned, m.store, m.requests,
+	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.refused, m.retries, m.effects, m.effectWindow, m.owned, m.store, m.requests,
 		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -117,6 +125,11 @@ func (m *metrics) observe(ev bus.Event) {
 		m.refused.WithLabelValues(cmp.Or(ev.Refusal, string(trust.Malformed))).Inc()
 	case bus.EventRetry:
 		m.retries.Inc()
+	case bus.EventEffect:
+		m.effects.WithLabelValues(string(ev.EffectState)).Inc()
+		if ev.WindowMillis > 0 {
+			m.effectWindow.Observe(ev.WindowMillis / 1000)
+		}
 	case bus.EventOwned, bus.EventReleased, bus.EventDeposed:
 		m.ownership(ev.To, ev.Event == bus.EventOwned)
 	case bus.EventStoreUp, bus.EventStoreDown:

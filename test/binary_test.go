@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(soakNodeEnv); name != "" {
 		os.Exit(soakNode(name, os.Getenv(soakStoreEnv)))
 	}
+	if name := os.Getenv(failoverNodeEnv); name != "" {
+		os.Exit(runFailoverNode(name, os.Getenv(failoverStoreEnv)))
+	}
 	code := m.Run()
 	if built != "" {
 		_ = os.RemoveAll(filepath.Dir(built))

@@ -90,6 +90,7 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"SharedState", sharedState},
 		{"TaskQueues", queues},
 	}
+	parts = append(parts, duties...)
 	if signed {
 		parts = append(parts, attacks...)
 	}

@@ -127,6 +127,26 @@ func (s *Store) Servers(ctx context.Context) (leader string, peers []string, err
 	return leader, peers, nil
 }
 
+// Leads implements bus.Led: it needs agent:read. An agent that is no server never leads.
+func (s *Store) Leads(ctx context.Context) (bool, error) {
+	c, err := s.begin(ctx, "ask who leads", s.timeout)
+	if err != nil {
+		return false, err
+	}
+	defer c.end()
+	var self struct {
+		Stats struct {
+			Consul struct {
+				Leader string `json:"leader"`
+			} `json:"consul"`
+		}
+	}
+	if _, err := s.calls.Raw().Query("/v1/agent/self", &self, c.query()); err != nil {
+		return false, s.fail(c, err)
+	}
+	return self.Stats.Consul.Leader == "true", nil
+}
+
 // RaftIndex returns the asked server's last Raft log index, by which tests count
 // entries: every write is one, and so is every session that begins or ends. It
 // fails on an agent that is not a server, and needs agent:read.

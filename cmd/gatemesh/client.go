@@ -332,6 +332,24 @@ func (c *client) cancelTask(ctx context.Context, queue, id string, o gateway.Tas
 	return &out, nil
 }
 
+func (c *client) owners(ctx context.Context) ([]bus.OwnerInfo, error) {
+	out := gateway.OwnersResponse{Owners: []bus.OwnerInfo{}}
+	err := c.do(ctx, http.MethodGet, "v1/owners", nil, nil, &out)
+	return out.Owners, err
+}
+
+// moveDuty has a duty change hands (how: transfer or release); like send it leaves it to the gateway to say that time is up.
+func (c *client) moveDuty(ctx context.Context, duty, how string, o gateway.OwnerOrder, wait time.Duration) (*bus.OwnerChange, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+	defer cancel()
+	o.Timeout = wait.String()
+	var out bus.OwnerChange
+	if err := c.do(ctx, http.MethodPost, "v1/owners/"+url.PathEscape(duty)+"/"+how, nil, o, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 func (c *client) agents(ctx context.Context, capability string) ([]bus.AgentInfo, error) {
 	query := url.Values{}
 	if capability != "" {

@@ -211,6 +211,9 @@ func (a *app) printDeadLetter(d *bus.DeadLetter) {
 	for _, f := range d.Delivery.Failures {
 		field(fmt.Sprintf("attempt %d", f.Attempt), fmt.Sprintf("%s at %s: %s: %s", f.Gateway, f.At.Local().Format(time.TimeOnly), f.Class, f.Error))
 	}
+	for _, e := range d.Delivery.Effects {
+		field("effect", effectText(&e))
+	}
 	for _, r := range d.Delivery.Redrives {
 		field("redriven", fmt.Sprintf("%s by %s, had died of %s: %s", r.At.Local().Format(time.DateTime), r.By, r.Class, r.Error))
 	}

@@ -72,6 +72,18 @@ or, for what this gateway remembers, its last characters (as the timelines show 
 	return show
 }
 
+// effectText is one line of the ledger of what was done outside of the mesh.
+func effectText(e *envelope.Effect) string {
+	s := fmt.Sprintf("%s: %s, intended by %s at %s (attempt %d)", e.Name, e.State, e.Gateway, e.At.Local().Format("15:04:05.000"), e.Attempt)
+	if e.SettledAt != nil {
+		s += fmt.Sprintf(", settled by %s at %s", e.SettledBy, e.SettledAt.Local().Format("15:04:05.000"))
+	}
+	if e.Ref != "" {
+		s += ", known there as " + e.Ref
+	}
+	return s
+}
+
 func (a *app) printMessages(messages []gateway.MessageStatus) {
 	t := newTable("ID", "MADE", "FROM", "TO", "CAPABILITY", "STATE", "FACTS")
 	for _, m := range messages {
@@ -141,6 +153,9 @@ func (a *app) printMessage(st *gateway.MessageStatus) {
 		}
 		if d.NextAttemptAt != nil {
 			field("next attempt", d.NextAttemptAt.Local().Format("15:04:05.000"))
+		}
+		for _, e := range d.Effects {
+			field("effect", effectText(&e))
 		}
 	}
 	if st.Facts.Reason != "" {

@@ -1,0 +1,240 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gatemesh/gatemesh/bus"
+)
+
+func nothing(context.Context, *bus.Incoming) error { return nil }
+
+// ownedBy waits until a gateway sees that an owner, and returns how long that took.
+func (b *bubble) ownedBy(g *gw, duty, owner string) time.Duration {
+	b.Helper()
+	begin := time.Now()
+	for g.OwnerOf(duty) != owner {
+		if time.Since(begin) > time.Minute {
+			b.Fatalf("%s is owned by %q, not %q", duty, g.OwnerOf(duty), owner)
+		}
+		b.pass(5 * time.Millisecond)
+	}
+	return time.Since(begin)
+}
+
+// cutOff ends a gateway without its doing anything about it.
+func (b *bubble) cutOff(g *gw, session bool) {
+	b.Helper()
+	g.store.Before(func(string, []bus.Op) error { return fmt.Errorf("%w: crashed", bus.ErrUnavailable) })
+	if !session {
+		return
+	}
+	p, err := b.store.Get(b.Context(), "openclaw/owners/gateways/"+g.Gateway())
+	if err != nil || p == nil {
+		b.Fatalf("%v %v", p, err)
+	}
+	if err := b.store.DestroySession(b.Context(), p.Session); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// The dead cost nothing: the third choice takes over at once when the first two are gone; while the second is alive it goes first.
+func TestLineOfChoices(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		one, two, three := b.gateway("one", nil), b.gateway("two", nil), b.gateway("three", nil)
+		all := []string{"one", "two", "three"}
+		for i, g := range []*gw{one, two, three} {
+			b.serve(g, bus.AgentSpec{ID: "bob", Rank: i, Candidates: all}, nothing)
+		}
+		b.ownedBy(three, "bob", "one")
+		b.pass(10 * time.Second)
+		b.cutOff(one, true)
+		if d := b.ownedBy(three, "bob", "two"); d > 100*time.Millisecond {
+			b.Errorf("the second choice took it after %s", d)
+		}
+		b.cutOff(two, true)
+		if d := b.ownedBy(three, "bob", "three"); d > 100*time.Millisecond {
+			b.Errorf("the third choice took it after %s", d)
+		}
+		d := three.Duties()
+		if len(d) != 1 || d[0].Owner != "three" || d[0].Token == 0 || len(d[0].Candidates) != 3 || d[0].Candidates[0].Live || !d[0].Candidates[2].Live || d[0].Next != "" {
+			b.Errorf("%+v", d)
+		}
+		b.stop(one, two, three)
+	})
+}
+
+// Duties of one rank do not all end on one gateway, neither when all start nor when one dies; and nothing moves back by itself.
+func TestSpread(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		gws := []*gw{b.gateway("one", nil), b.gateway("two", nil), b.gateway("three", nil)}
+		const n = 30
+		all := []string{"one", "two", "three"}
+		for _, g := range gws {
+			for i := range n {
+				if err := g.Serve(bus.AgentSpec{ID: fmt.Sprintf("duty-%d", i), Candidates: all, Spread: true}, bus.HandlerFunc(nothing)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b.pass(5 * time.Second)
+		count := func() map[string]int {
+			c := map[string]int{}
+			for i := range n {
+				c[gws[2].OwnerOf(fmt.Sprintf("duty-%d", i))]++
+			}
+			return c
+		}
+		if c := count(); c["one"] < 4 || c["two"] < 4 || c["three"] < 4 {
+			b.Errorf("at the start: %v", c)
+		}
+		was := count()
+		b.cutOff(gws[0], true)
+		b.pass(time.Second)
+		c := count()
+		if c["one"] != 0 || c["two"] == was["two"] || c["three"] == was["three"] || c["two"]+c["three"] != n {
+			b.Errorf("after the end of one: %v, before %v", c, was)
+		}
+		gws[0].store.Before(nil)
+		b.pass(time.Minute)
+		if again := count(); fmt.Sprint(again) != fmt.Sprint(c) {
+			b.Errorf("it came back, and %v became %v", c, again)
+		}
+		b.stop(gws...)
+	})
+}
+
+// An operator moves a duty: its owner hands it to who is named, or to whoever is next, and does not take it back.
+func TestTransfer(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		one, two, three := b.gateway("one", nil), b.gateway("two", nil), b.gateway("three", nil)
+		var tokens []uint64
+		r := &resident{handle: nothing, reside: func(ctx context.Context, tm *bus.Term) error {
+			tokens = append(tokens, tm.Token())
+			<-ctx.Done()
+			return nil
+		}}
+		for i, g := range []*gw{one, two, three} {
+			if err := g.Serve(bus.AgentSpec{ID: "bob", Rank: i}, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.ownedBy(three, "bob", "one")
+		b.pass(10 * time.Second)
+		move := func(to, want string) {
+			t.Helper()
+			begin := time.Now()
+			c, err := two.Transfer(b.Context(), "bob", bus.TransferOptions{To: to, By: "op"})
+			if err != nil || c.To != want || c.Token == 0 || time.Since(begin) > 200*time.Millisecond {
+				b.Fatalf("%+v %v after %s", c, err, time.Since(begin))
+			}
+			b.pass(20 * time.Second)
+			if o := two.OwnerOf("bob"); o != want {
+				b.Errorf("a while later it is owned by %s, not %s", o, want)
+			}
+		}
+		move("three", "three") // the last in line
+		move("", "one")
+		move("", "two")
+		if len(tokens) != 4 || tokens[0] >= tokens[1] || tokens[1] >= tokens[2] || tokens[2] >= tokens[3] {
+			b.Errorf("tokens %v", tokens)
+		}
+		for _, c := range []struct{ duty, to, says string }{
+			{"bob", "four", "may not own"},
+			{"carol", "", "no gateway may own"},
+			{"bob", "one", ""},
+		} {
+			_, err := three.Transfer(b.Context(), c.duty, bus.TransferOptions{To: c.to, By: "op"})
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				b.Errorf("%+v: %v", c, err)
+			}
+		}
+		// An owner that hangs: it does not answer, and can be passed over.
+		b.cutOff(one, false)
+		ctx, cancel := context.WithTimeout(b.Context(), 3*time.Second)
+		_, err := three.Transfer(ctx, "bob", bus.TransferOptions{To: "three", By: "op"})
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), "--force") {
+			b.Errorf("%v", err)
+		}
+		c, err := three.Transfer(b.Context(), "bob", bus.TransferOptions{To: "three", By: "op", Force: true})
+		if err != nil || c.To != "three" || c.From != "one" {
+			b.Errorf("%+v %v", c, err)
+		}
+		one.store.Before(nil)
+		b.pass(time.Minute)
+		if o := two.OwnerOf("bob"); o != "three" {
+			b.Errorf("owned by %s", o)
+		}
+		if err := two.Stop(b.Context()); err != nil {
+			b.Error(err)
+		}
+		if _, err := one.Transfer(b.Context(), "bob", bus.TransferOptions{To: "two", By: "op"}); !errors.Is(err, bus.ErrCannotOwn) {
+			b.Errorf("to one that is gone: %v", err)
+		}
+		b.stop(one, three)
+	})
+}
+
+// seated is a store whose own server may lead.
+type seated struct {
+	bus.Store
+	leads *atomic.Bool
+}
+
+func (s seated) Leads(context.Context) (bool, error) { return s.leads.Load(), nil }
+
+// What resides does not stay where the store's leader is, when another one of its rank is there; an agent's work does, and so does
+// what has an order.
+func TestAwayFromTheLeader(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		var flags [2]atomic.Bool
+		seat := func(i int) func(*bus.Config) {
+			return func(c *bus.Config) { c.Store = seated{c.Store, &flags[i]} }
+		}
+		one, two := b.gateway("one", seat(0)), b.gateway("two", seat(1))
+		defer b.stop(one, two)
+		h := &resident{handle: nothing, reside: func(ctx context.Context, _ *bus.Term) error { <-ctx.Done(); return nil }}
+		for i, g := range []*gw{one, two} {
+			for _, spec := range []bus.AgentSpec{{ID: "account", Spread: true}, {ID: "agent"}, {ID: "ranked", Rank: i}} {
+				var err error
+				if spec.ID == "agent" {
+					err = g.Serve(spec, bus.HandlerFunc(nothing))
+				} else {
+					err = g.Serve(spec, h)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b.pass(20 * time.Second)
+		owner := func(duty string) string { return one.OwnerOf(duty) }
+		was, agent := owner("account"), owner("agent")
+		lead := map[string]int{"one": 0, "two": 1}[was]
+		other := []string{"two", "one"}[lead]
+		flags[lead].Store(true)
+		b.pass(9 * time.Second)
+		if owner("account") != was {
+			b.Error("it moved at once: the seat may change again")
+		}
+		b.pass(20 * time.Second)
+		if got := owner("account"); got != other {
+			b.Errorf("the leader is at %s, and so is the account: %s", was, got)
+		}
+		if owner("agent") != agent || owner("ranked") != "one" {
+			b.Errorf("agent moved from %s to %s, ranked is at %s", agent, owner("agent"), owner("ranked"))
+		}
+		// Both lead, as each says: it goes nowhere.
+		flags[1-lead].Store(true)
+		b.pass(time.Minute)
+		if got := owner("account"); got != other {
+			b.Errorf("it went back to %s", got)
+		}
+	})
+}

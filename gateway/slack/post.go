@@ -133,10 +133,7 @@ func (a *account) history(ctx context.Context, channel, _, oldest, cursor string
 	if err != nil {
 		return nil, "", err
 	}
-	if r.Messages == nil {
-		return nil, "", errNoAnswer
-	}
-	return r.Messages, nextPage(r.HasMore, r.ResponseMetadata.Cursor), nil
+	return page(r.Messages, r.HasMore, r.ResponseMetaData.NextCursor)
 }
 
 func (a *account) replies(ctx context.Context, channel, thread, oldest, cursor string) ([]slack.Message, string, error) {
@@ -147,20 +144,23 @@ func (a *account) replies(ctx context.Context, channel, thread, oldest, cursor s
 		// The parent was deleted: Slack then posts a reply as a message of its own.
 		return a.history(ctx, channel, "", oldest, cursor)
 	}
-	if err == nil && msgs == nil {
-		err = errNoAnswer
+	if err != nil {
+		return nil, "", err
 	}
-	return msgs, nextPage(more, next), err
+	return page(msgs, more, next)
 }
 
-// errNoAnswer is an answer that is JSON, and none of Slack's: "there is no such post" must not follow from it.
-var errNoAnswer = errors.New("the answer has no messages field")
-
-func nextPage(more bool, cursor string) string {
-	if !more {
-		return ""
+// page checks an answer: "there is no such post" must not follow from one that is JSON, and none of Slack's.
+func page(msgs []slack.Message, more bool, next string) ([]slack.Message, string, error) {
+	switch {
+	case msgs == nil:
+		return nil, "", errors.New("the answer has no messages")
+	case !more:
+		return msgs, "", nil
+	case next == "":
+		return nil, "", errors.New("the answer says that there is more, and not where")
 	}
-	return cursor
+	return msgs, next, nil
 }
 
 // React implements [gateway.ChannelReactor].

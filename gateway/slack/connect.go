@@ -155,7 +155,7 @@ func detail(err error) string {
 func (r *run) hold(ctx context.Context, s *socket) error {
 	count := time.NewTimer(r.judgeCount(s.hello.NumConnections))
 	defer count.Stop()
-	reason := ""
+	var reason string
 	select {
 	case <-ctx.Done():
 		return nil
@@ -174,7 +174,7 @@ func (r *run) hold(ctx context.Context, s *socket) error {
 	}
 	switch reason {
 	case reasonDisabled:
-		return gateway.BadCredentials(switchedOff, errors.New("Socket Mode is switched off: Slack closed the connection (link_disabled)"))
+		return gateway.BadCredentials(switchedOff, errors.New("connection closed by Slack: link_disabled, which is Socket Mode switched off"))
 	case reasonTooMany:
 		r.in.Foreign("Slack closed the connection because the app has more than ten: others use its tokens")
 	case reasonProbe:
@@ -252,7 +252,7 @@ func (r *run) connect(ctx context.Context) (*socket, error) {
 	case reason := <-s.replace:
 		s.close()
 		if reason == reasonDisabled {
-			return nil, gateway.BadCredentials(switchedOff, errors.New("Socket Mode is switched off (link_disabled)"))
+			return nil, gateway.BadCredentials(switchedOff, errors.New("connection refused by Slack: link_disabled, which is Socket Mode switched off"))
 		}
 		if reason == reasonTooMany {
 			r.in.Foreign("Slack refuses a connection because the app has ten already: others use its tokens")

@@ -49,8 +49,8 @@ func TestReconnect(t *testing.T) {
 			b.connected()
 			hears(t, s, b)
 			until(t, s, "the end of the old connection", func() bool { return s.Connections() == 1 })
-			if len(b.foreign) > 0 {
-				t.Errorf("alarm about a reconnect of our own: %v", b.foreign)
+			if len(b.alarms()) > 0 {
+				t.Errorf("alarm about a reconnect of our own: %v", b.alarms())
 			}
 		})
 	}
@@ -99,7 +99,7 @@ func TestForeign(t *testing.T) {
 		tm.grace = time.Millisecond
 		b := newBot(t, s.Settings(), tm).start()
 		b.until("alarm", func() bool { return len(b.foreign) > 0 })
-		if d := b.foreign[0]; !strings.Contains(d, "counts 3") || !strings.Contains(d, "2 of them ours") {
+		if d := b.alarms()[0]; !strings.Contains(d, "counts 3") || !strings.Contains(d, "2 of them ours") {
 			t.Errorf("%s", d)
 		}
 	})
@@ -115,8 +115,8 @@ func TestForeign(t *testing.T) {
 		s.Disconnect("warning")
 		until(t, s, "another connection", func() bool { return s.Connects() > 2 })
 		hears(t, s, b)
-		if len(b.foreign) > 0 {
-			t.Errorf("alarm: %v", b.foreign)
+		if len(b.alarms()) > 0 {
+			t.Errorf("alarm: %v", b.alarms())
 		}
 	})
 	t.Run("comes later", func(t *testing.T) {
@@ -211,9 +211,7 @@ func TestStop(t *testing.T) {
 					t.Error("what was accepted was not acknowledged")
 				}
 			}
-			if st := b.statuses[len(b.statuses)-1]; st.State != gateway.ChannelStopped {
-				t.Errorf("last status %+v", st)
-			}
+			b.until("stopped", func() bool { return b.state() == gateway.ChannelStopped })
 		})
 	}
 }

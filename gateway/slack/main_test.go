@@ -195,6 +195,13 @@ func (b *bot) events(n int) []gateway.ChannelEvent {
 	return append([]gateway.ChannelEvent(nil), b.accepted...)
 }
 
+// alarms are the foreign connections it told of.
+func (b *bot) alarms() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]string(nil), b.foreign...)
+}
+
 // until waits for something on the fake's side.
 func until(t testing.TB, s *slacktest.Server, what string, ok func() bool) {
 	t.Helper()

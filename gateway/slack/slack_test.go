@@ -119,7 +119,7 @@ func TestPlain(t *testing.T) {
 		"<#C1|general> <#C1>":                           "#general #C1",
 		"<!here> <!subteam^S1|@ops> <!channel|channel>": "@here @ops @channel",
 		"<https://a.org|a.org> <https://a.org|A> <x:y>": "https://a.org A (https://a.org) x:y",
-		"<mailto:a@b.org|a@b.org> <mailto:a@b.org>":     "a@b.org a@b.org",
+		"<mailto:a@b.org|a@b.org> <mailto:c@d.org>":     "a@b.org c@d.org",
 		"<https://a.org?x=1&amp;y=2>":                   "https://a.org?x=1&y=2",
 		"1 &lt; 2 <> 3":                                 "1 < 2 <> 3",
 	} {

@@ -83,11 +83,7 @@ func ticket(addr string) []string {
 	if err != nil {
 		return []string{addr}
 	}
-	secrets := []string{addr, u.RawQuery}
-	for _, v := range u.Query()["ticket"] {
-		secrets = append(secrets, v)
-	}
-	return secrets
+	return append([]string{addr, u.RawQuery}, u.Query()["ticket"]...)
 }
 
 // alive reports whether it is still read.
@@ -143,7 +139,7 @@ func (r *run) read(ctx context.Context, s *socket) error {
 			garbage++
 			r.log.Warn("slack: a frame makes no sense", "bytes", len(b), "in_a_row", garbage)
 			if garbage == maxGarbage {
-				return errors.New("Slack sends nothing but garbage")
+				return errors.New("nothing but garbage comes from Slack")
 			}
 			continue
 		}

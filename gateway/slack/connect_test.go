@@ -185,6 +185,10 @@ func TestStop(t *testing.T) {
 			b.accept = func(ctx context.Context, _ gateway.ChannelEvent) error {
 				close(entered)
 				<-ctx.Done()
+				// The connection does not end before this does.
+				within, cancel := context.WithTimeout(context.WithoutCancel(ctx), 50*time.Millisecond)
+				defer cancel()
+				_ = s.Until(within, func() bool { return s.Connections() == 0 })
 				return nil // it was written all the same
 			}
 			b.start().connected()

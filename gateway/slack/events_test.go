@@ -76,10 +76,11 @@ func TestNoEvents(t *testing.T) {
 	_, own := slacktest.General, s.Posts()[0].TS
 	channel, ts := s.Say(slacktest.Said{Channel: slacktest.General, Text: me + " I am a bot", Bot: true})
 	s.Emit("join", map[string]any{"type": "message", "subtype": "channel_join", "channel": channel, "channel_type": "channel", "user": slacktest.Alice, "text": "joined", "ts": "1.1"})
+	s.Emit("upload", map[string]any{"type": "message", "channel": channel, "channel_type": "channel", "user": slacktest.BotUser, "text": "mine", "ts": "1.3"})
 	s.Emit("reaction", map[string]any{"type": "reaction_added", "user": slacktest.Alice, "item": map[string]any{"channel": channel, "ts": ts}})
 	s.Emit("new", map[string]any{"type": "something_of_next_year", "channel": channel})
 	s.Emit("deleted", map[string]any{"type": "message", "subtype": "message_deleted", "channel": channel, "channel_type": "channel", "deleted_ts": ts, "ts": "1.2"})
-	for _, key := range []string{slacktest.Key(channel, own, ""), slacktest.Key(channel, ts, ""), "join", "reaction", "new", "deleted"} {
+	for _, key := range []string{slacktest.Key(channel, own, ""), slacktest.Key(channel, ts, ""), "join", "upload", "reaction", "new", "deleted"} {
 		until(t, s, "acknowledgement of "+key, func() bool { return s.Acked(key) })
 	}
 	if got := b.events(0); len(got) > 0 {
@@ -91,15 +92,17 @@ func TestEdits(t *testing.T) {
 	s := newSlack(t, slacktest.Config{})
 	b := newBot(t, s.Settings(), quick()).start().connected()
 	channel, ts := s.Say(slacktest.Said{Channel: slacktest.Bob, Text: "frist"})
+	s.Say(slacktest.Said{Channel: slacktest.Bob, Text: "a reply", Thread: ts, Bot: true}) // so it begins a thread
 	edit := s.Edit(channel, ts, "first")
 	s.Unfurl(channel, ts)
+	same := slacktest.Key(channel, ts, s.Edit(channel, ts, "first"))
 	key := slacktest.Key(channel, ts, edit)
-	until(t, s, "acknowledgement", func() bool { return s.Acked(key) && s.Acked(slacktest.Key(channel, ts, "")) })
+	until(t, s, "acknowledgement", func() bool { return s.Acked(key) && s.Acked(same) && s.Acked(slacktest.Key(channel, ts, "")) })
 	got := b.events(2)
 	if len(got) != 2 {
-		t.Fatalf("%d events, a link's unfolding is none: %+v", len(got), got)
+		t.Fatalf("%d events, a link's unfolding is none, nor is an edit that changes nothing: %+v", len(got), got)
 	}
-	if e := got[1]; !e.Edited || e.ID != key || e.ID == got[0].ID || e.Message != ts || e.Text != "first" || e.Peer != got[0].Peer || !e.At.Equal(stamp(edit)) {
+	if e := got[1]; !e.Edited || e.ID != key || e.ID == got[0].ID || e.Message != ts || e.Text != "first" || e.Peer != got[0].Peer || e.Thread != "" || !e.At.Equal(stamp(edit)) {
 		t.Errorf("edit: %+v, of %+v", e, got[0])
 	}
 }

@@ -218,7 +218,7 @@ func (s *Server) postMessageLocked(f url.Values) answer {
 		}
 		m.metadata = json.RawMessage(md)
 	}
-	c.messages = append(c.messages, m)
+	c.add(m)
 	s.posts = append(s.posts, Post{Channel: c.id, User: c.user, TS: m.ts, Thread: m.thread, Text: m.text, Metadata: string(m.metadata)})
 	s.announceLocked(c, m)
 	return answer{"channel": c.id, "ts": m.ts, "message": m.show(false)}
@@ -232,6 +232,8 @@ func (m *message) show(metadata bool) answer {
 	}
 	if m.thread != "" {
 		a["thread_ts"] = m.thread
+	} else if m.root {
+		a["thread_ts"] = m.ts
 	}
 	if m.edited != "" {
 		a["edited"] = answer{"user": m.user, "ts": m.edited}

@@ -63,7 +63,7 @@ func (s *Server) Say(said Said) (channel, ts string) {
 	if said.Bot {
 		m.bot = "B09OTHER"
 	}
-	c.messages = append(c.messages, m)
+	c.add(m)
 	s.announceLocked(c, m)
 	s.changeLocked()
 	return c.id, m.ts

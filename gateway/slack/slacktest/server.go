@@ -88,6 +88,7 @@ type message struct {
 	metadata                            json.RawMessage
 	files                               []File
 	reactions                           []string
+	root                                bool // there are replies to it
 }
 
 // Post is a message of the app, as people see it.
@@ -254,6 +255,13 @@ func (s *Server) Requests(method string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.requests[method]
+}
+
+func (c *channel) add(m *message) {
+	c.messages = append(c.messages, m)
+	if root := c.find(m.thread); root != nil {
+		root.root = true
+	}
 }
 
 func (c *channel) find(ts string) *message {

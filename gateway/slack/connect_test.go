@@ -2,6 +2,7 @@ package slack
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -170,6 +171,10 @@ func TestBadCredentials(t *testing.T) {
 func TestStop(t *testing.T) {
 	for name, at := range map[string]func(t *testing.T, s *slacktest.Server, b *bot){
 		"connected": func(_ *testing.T, _ *slacktest.Server, b *bot) { b.start().connected() },
+		"peer does not say goodbye": func(_ *testing.T, s *slacktest.Server, b *bot) {
+			b.start().connected()
+			s.Mute()
+		},
 		"not answered": func(t *testing.T, s *slacktest.Server, b *bot) {
 			s.Fail("auth.test", slacktest.Fault{Hang: true})
 			b.start()
@@ -208,6 +213,9 @@ func TestStop(t *testing.T) {
 			if d := time.Since(began); d > time.Second {
 				t.Errorf("took %s", d)
 			}
+			if name == "peer does not say goodbye" {
+				s.Cut() // nor does it see the end
+			}
 			until(t, s, "no connection", func() bool { return s.Connections() == 0 })
 			if name == "accepting" {
 				// It is acknowledged although Run was to end, so that the next owner need not hear it again.
@@ -218,6 +226,20 @@ func TestStop(t *testing.T) {
 			b.until("stopped", func() bool { return b.state() == gateway.ChannelStopped })
 		})
 	}
+}
+
+// No status and no log shows the ticket with which one connects.
+func TestTicketIsSecret(t *testing.T) {
+	s := newSlack(t, slacktest.Config{})
+	s.Fail("link", slacktest.Fault{Cut: true}, slacktest.Fault{Status: 403, Body: "no"}, slacktest.Fault{Status: 500})
+	b := newBot(t, s.Settings(), quick()).start().connected()
+	hears(t, s, b)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.statuses) < 5 {
+		t.Errorf("not all failures were told: %+v", b.statuses)
+	}
+	noSecret(t, s, fmt.Sprintf("%+v", b.statuses)+b.log.String())
 }
 
 // A connection whose other end has died is replaced.

@@ -60,12 +60,10 @@ func judge(err error) (verdict, time.Duration) {
 		switch code := status.Code; {
 		case code == http.StatusTooManyRequests:
 			return notDone, 0
-		case code == http.StatusUnauthorized || code == http.StatusForbidden:
-			return badCredentials, 0
 		case code >= http.StatusInternalServerError || code == http.StatusRequestTimeout || code < http.StatusMultipleChoices:
 			return unknown, 0
-		default:
-			return rejected, 0
+		default: // Slack refuses with 200 and ok=false: this comes from something in between, and may pass
+			return notDone, 0
 		}
 	}
 	return unknown, 0
@@ -81,8 +79,6 @@ func fix(err error) string {
 		return "channels.slack.appToken wants the app-level token (xapp-...), botToken the bot token (xoxb-...)"
 	case "account_inactive", "token_revoked", "token_expired":
 		return "install the app to the workspace again and put the new token into channels.slack.botToken or appToken"
-	case "":
-		return "look at channels.slack.apiUrl and at what stands between this node and Slack"
 	}
 	return "compare channels.slack.botToken and appToken with the app's pages OAuth & Permissions and Basic Information"
 }
@@ -122,6 +118,9 @@ func (a *account) clean(doing string, err error, secrets ...string) error {
 func (a *account) explain(doing string, err error, left bool) error {
 	v, after := judge(err)
 	said := a.clean(doing, err)
+	if status, ok := asType[slack.StatusCodeError](err); ok && v == notDone && status.Code != http.StatusTooManyRequests {
+		said = fmt.Errorf("%w (not Slack's own answer: look at channels.slack.apiUrl and at what stands between this node and Slack)", said)
+	}
 	switch {
 	case v == badCredentials:
 		return gateway.BadCredentials(fix(err), said)

@@ -77,35 +77,34 @@ func TestOutcomes(t *testing.T) {
 		want  string
 		seen  int // posts that people see
 	}{
-		"rate limit":            {slacktest.Fault{Status: 429, RetryAfter: 7}, "not sent, after 7s", 0},
-		"rate limit, untold":    {slacktest.Fault{Status: 429}, "not sent, after 0s", 0},
-		"ratelimited":           {code("ratelimited"), "not sent, after 0s", 0},
-		"channel_not_found":     {code("channel_not_found"), "rejected", 0},
-		"not_in_channel":        {code("not_in_channel"), "rejected", 0},
-		"is_archived":           {code("is_archived"), "rejected", 0},
-		"msg_too_long":          {code("msg_too_long"), "rejected", 0},
-		"code of next year":     {code("of_next_year"), "rejected", 0},
-		"invalid_auth":          {code("invalid_auth"), "bad credentials", 0},
-		"token_revoked":         {code("token_revoked"), "bad credentials", 0},
-		"missing_scope":         {slacktest.Fault{Code: "missing_scope", Needed: "chat:write"}, "bad credentials", 0},
-		"fatal_error":           {slacktest.Fault{Code: "fatal_error", Applied: true}, "unknown", 1},
-		"internal_error":        {code("internal_error"), "unknown", 0},
-		"500":                   {slacktest.Fault{Status: 500, Body: "<html>"}, "unknown", 0},
-		"503, taken":            {slacktest.Fault{Status: 503, Applied: true}, "unknown", 1},
-		"400":                   {slacktest.Fault{Status: 400}, "rejected", 0},
-		"401":                   {slacktest.Fault{Status: 401}, "bad credentials", 0},
-		"403":                   {slacktest.Fault{Status: 403}, "bad credentials", 0},
-		"404":                   {slacktest.Fault{Status: 404}, "rejected", 0},
-		"408":                   {slacktest.Fault{Status: 408}, "unknown", 0},
-		"302":                   {slacktest.Fault{Status: 302}, "rejected", 0},
-		"garbage":               {slacktest.Fault{Body: "}{"}, "unknown", 0},
-		"garbage, taken":        {slacktest.Fault{Body: "<html>", Applied: true}, "unknown", 1},
-		"nothing of Slack's":    {slacktest.Fault{Body: "{}"}, "unknown", 0},
-		"not ok, no reason":     {slacktest.Fault{Body: `{"ok":false}`}, "unknown", 0},
-		"reply lost":            {slacktest.Fault{Applied: true, Cut: true}, "unknown", 1},
-		"connection cut":        {slacktest.Fault{Cut: true}, "unknown", 0},
-		"slow, then all right":  {slacktest.Fault{Delay: 30 * time.Millisecond}, "sent", 1},
-		"status with the token": {slacktest.Fault{Status: 500, Body: "x"}, "unknown", 0},
+		"rate limit":           {slacktest.Fault{Status: 429, RetryAfter: 7}, "not sent, after 7s", 0},
+		"rate limit, untold":   {slacktest.Fault{Status: 429}, "not sent, after 0s", 0},
+		"ratelimited":          {code("ratelimited"), "not sent, after 0s", 0},
+		"channel_not_found":    {code("channel_not_found"), "rejected", 0},
+		"not_in_channel":       {code("not_in_channel"), "rejected", 0},
+		"is_archived":          {code("is_archived"), "rejected", 0},
+		"msg_too_long":         {code("msg_too_long"), "rejected", 0},
+		"code of next year":    {code("of_next_year"), "rejected", 0},
+		"invalid_auth":         {code("invalid_auth"), "bad credentials", 0},
+		"token_revoked":        {code("token_revoked"), "bad credentials", 0},
+		"missing_scope":        {slacktest.Fault{Code: "missing_scope", Needed: "chat:write"}, "bad credentials", 0},
+		"fatal_error":          {slacktest.Fault{Code: "fatal_error", Applied: true}, "unknown", 1},
+		"internal_error":       {code("internal_error"), "unknown", 0},
+		"500":                  {slacktest.Fault{Status: 500, Body: "<html>"}, "unknown", 0},
+		"503, taken":           {slacktest.Fault{Status: 503, Applied: true}, "unknown", 1},
+		"400":                  {slacktest.Fault{Status: 400}, "not sent, after 0s", 0},
+		"401":                  {slacktest.Fault{Status: 401}, "not sent, after 0s", 0},
+		"403":                  {slacktest.Fault{Status: 403}, "not sent, after 0s", 0},
+		"404":                  {slacktest.Fault{Status: 404}, "not sent, after 0s", 0},
+		"408":                  {slacktest.Fault{Status: 408}, "unknown", 0},
+		"302":                  {slacktest.Fault{Status: 302}, "not sent, after 0s", 0},
+		"garbage":              {slacktest.Fault{Body: "}{"}, "unknown", 0},
+		"garbage, taken":       {slacktest.Fault{Body: "<html>", Applied: true}, "unknown", 1},
+		"nothing of Slack's":   {slacktest.Fault{Body: "{}"}, "unknown", 0},
+		"not ok, no reason":    {slacktest.Fault{Body: `{"ok":false}`}, "unknown", 0},
+		"reply lost":           {slacktest.Fault{Applied: true, Cut: true}, "unknown", 1},
+		"connection cut":       {slacktest.Fault{Cut: true}, "unknown", 0},
+		"slow, then all right": {slacktest.Fault{Delay: 30 * time.Millisecond}, "sent", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSlack(t, slacktest.Config{})
@@ -186,6 +185,27 @@ func TestOutcomesWithoutAnAnswer(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// A redirect is not followed: it would carry the token to whoever is named in it.
+func TestRedirect(t *testing.T) {
+	s, elsewhere := newSlack(t, slacktest.Config{}), newSlack(t, slacktest.Config{})
+	b := newBot(t, s.Settings(), quick())
+	s.Fail("chat.postMessage", slacktest.Fault{Status: 307, Location: elsewhere.URL() + "chat.postMessage"})
+	_, err := b.Post(within(t), gateway.Post{ID: "p", To: general, Text: "x"})
+	if outcome(err) != "not sent, after 0s" || elsewhere.Requests("chat.postMessage") != 0 {
+		t.Errorf("%v; %d requests elsewhere", err, elsewhere.Requests("chat.postMessage"))
+	}
+}
+
+// Another app's message is none of ours, whatever it carries.
+func TestFindOursOnly(t *testing.T) {
+	s := newSlack(t, slacktest.Config{})
+	b := newBot(t, s.Settings(), quick())
+	s.Say(slacktest.Said{Channel: slacktest.General, Text: "x", Bot: true, Metadata: `{"event_type":"gatemesh_post","event_payload":{"post_id":"p"}}`})
+	if _, found, err := b.Find(within(t), gateway.Post{ID: "p", To: general}); found || err != nil {
+		t.Errorf("%t, %v", found, err)
 	}
 }
 

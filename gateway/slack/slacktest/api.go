@@ -28,11 +28,14 @@ type Fault struct {
 	Code, Needed string
 	// Status is an HTTP status, with a Retry-After of that many seconds if it is not zero.
 	Status, RetryAfter int
+	// Location is the header of that name.
+	Location string
 	// Body is sent as it is.
 	Body string
 }
 
-// Fail lets the next calls of a method go wrong, one each.
+// Fail lets the next calls of a method go wrong, one each. The method "link" is the opening of a WebSocket, which knows
+// Cut, Status and Body.
 func (s *Server) Fail(method string, faults ...Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,6 +53,18 @@ func (s *Server) Refuse(code string) {
 	}
 }
 
+// fault is what is to go wrong with the next call; nil: nothing.
+func (s *Server) fault(method string) *Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.faults[method]
+	if len(q) == 0 {
+		return nil
+	}
+	s.faults[method] = q[1:]
+	return &q[0]
+}
+
 type answer map[string]any
 
 func failed(code string) answer { return answer{"ok": false, "error": code} }
@@ -63,11 +78,8 @@ func (s *Server) serveAPI(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.requests[method]++
 	s.changeLocked()
-	var fault *Fault
-	if q := s.faults[method]; len(q) > 0 {
-		fault, s.faults[method] = &q[0], q[1:]
-	}
 	s.mu.Unlock()
+	fault := s.fault(method)
 	if fault == nil {
 		reply(w, http.StatusOK, s.call(method, r))
 		return
@@ -97,6 +109,9 @@ func (s *Server) serveAPI(w http.ResponseWriter, r *http.Request) {
 	case fault.Status != 0 || fault.Body != "":
 		if fault.RetryAfter > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(fault.RetryAfter))
+		}
+		if fault.Location != "" {
+			w.Header().Set("Location", fault.Location)
 		}
 		w.WriteHeader(max(fault.Status, http.StatusOK))
 		_, _ = w.Write([]byte(fault.Body))

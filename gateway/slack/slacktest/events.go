@@ -1,6 +1,7 @@
 package slacktest
 
 import (
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -28,6 +29,8 @@ type Said struct {
 	Files  []File
 	// Bot says that another app wrote it.
 	Bot bool
+	// Metadata is the message's metadata, as JSON.
+	Metadata string
 }
 
 // Key names the events of a message: its channel and ts, and the ts of the edit for those of an edit.
@@ -59,6 +62,9 @@ func (s *Server) Say(said Said) (channel, ts string) {
 		if c.user != "" {
 			m.user = c.user
 		}
+	}
+	if said.Metadata != "" {
+		m.metadata = json.RawMessage(said.Metadata)
 	}
 	if said.Bot {
 		m.bot = "B09OTHER"

@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -22,11 +23,54 @@ type conn struct {
 	ws  *websocket.Conn
 	out chan []byte
 	cut context.CancelFunc
-	// mute answers no ping.
-	mute atomic.Bool
+	raw *pausable
 }
 
+// pausable is a connection that can stop taking anything in, as that of a process under SIGSTOP.
+type pausable struct {
+	net.Conn
+	paused, closed chan struct{}
+	pause, close   sync.Once
+}
+
+func (p *pausable) Read(b []byte) (int, error) {
+	n, err := p.Conn.Read(b)
+	select {
+	case <-p.paused:
+		<-p.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+// Close implements net.Conn.
+func (p *pausable) Close() error {
+	p.close.Do(func() { close(p.closed) })
+	return p.Conn.Close()
+}
+
+type pausableListener struct{ net.Listener }
+
+func (l pausableListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &pausable{Conn: c, paused: make(chan struct{}), closed: make(chan struct{})}, nil
+}
+
+// connKey is where a request's context has its connection.
+type connKey struct{}
+
 func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
+	if f := s.fault("link"); f != nil {
+		if f.Cut {
+			panic(http.ErrAbortHandler)
+		}
+		http.Error(w, f.Body, f.Status)
+		return
+	}
 	s.mu.Lock()
 	known := s.tickets[r.FormValue("ticket")]
 	delete(s.tickets, r.FormValue("ticket"))
@@ -40,10 +84,9 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
-	c := &conn{out: make(chan []byte, 4096)}
+	c := &conn{out: make(chan []byte, 4096), raw: r.Context().Value(connKey{}).(*pausable)}
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // slack-go comes with the Origin of api.slack.com
-		OnPingReceived:     func(context.Context, []byte) bool { return !c.mute.Load() },
 	})
 	if err != nil {
 		return
@@ -204,9 +247,9 @@ func encode(a answer) []byte {
 }
 
 // send puts a message on its way; a connection that does not take them is cut.
-func (c *conn) send(a answer) { c.raw(encode(a)) }
+func (c *conn) send(a answer) { c.say(encode(a)) }
 
-func (c *conn) raw(b []byte) {
+func (c *conn) say(b []byte) {
 	select {
 	case c.out <- b:
 	default:
@@ -251,16 +294,16 @@ func (s *Server) SendRaw(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		c.raw([]byte(text))
+		c.say([]byte(text))
 	}
 }
 
-// Mute lets all open connections go on existing without answering, as after a node or a NAT in between has died.
+// Mute lets all open connections go on existing without taking anything in, as after a node or a NAT in between has died.
 func (s *Server) Mute() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		c.mute.Store(true)
+		c.raw.pause.Do(func() { close(c.raw.paused) })
 	}
 }
 

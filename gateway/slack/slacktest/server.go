@@ -129,8 +129,11 @@ func Start(cfg Config) (*Server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/{method}", s.serveAPI)
 	mux.HandleFunc("GET /link/", s.serveLink)
-	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute, BaseContext: func(net.Listener) context.Context { return s.ctx }}
-	s.wg.Go(func() { _ = s.http.Serve(l) })
+	s.http = &http.Server{
+		Handler: mux, ReadHeaderTimeout: time.Minute, BaseContext: func(net.Listener) context.Context { return s.ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	}
+	s.wg.Go(func() { _ = s.http.Serve(pausableListener{l}) })
 	return s, nil
 }
 

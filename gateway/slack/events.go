@@ -163,6 +163,9 @@ func (a *account) peer(ctx context.Context, m message) (gateway.ChannelPeer, err
 		}
 		kind = known
 	}
+	if m.kind != "" {
+		a.kinds.put(m.channel, m.kind, cacheFor)
+	}
 	switch kind {
 	case slackevents.ChannelTypeIM:
 		a.ims.put(m.user, m.channel, cacheFor)

@@ -75,3 +75,28 @@ func (v vendor) Misbehave(f channeltest.Fault) bool {
 	}
 	return true
 }
+
+// The suite's view of the fake and the adapter's agree.
+func TestVendor(t *testing.T) {
+	v := newVendor(t)
+	b := newBot(t, v.Settings(), quick()).start().connected()
+	for i, kind := range []string{gateway.PeerDM, gateway.PeerGroup, gateway.PeerChannel} {
+		peer, ok := v.Peer(kind)
+		if !ok {
+			t.Fatalf("no %s", kind)
+		}
+		id := v.Say(channeltest.Said{Peer: peer, Text: "x", Mention: kind == gateway.PeerDM})
+		if e := b.events(i + 1)[i]; e.ID != id || e.Peer != peer {
+			t.Errorf("%+v, not %s of %+v", e, id, peer)
+		}
+		if _, err := b.Post(within(t), gateway.Post{ID: kind, To: gateway.PostTarget{Peer: peer}, Text: "y"}); err != nil {
+			t.Fatal(err)
+		}
+		if p := v.Posts(); len(p) != i+1 || p[i].Peer != peer.ID || v.Requests() != i+1 {
+			t.Errorf("posts %+v", p)
+		}
+	}
+	if v.Misbehave(channeltest.FaultInvalidSession) || !v.Misbehave(channeltest.FaultDrop) {
+		t.Error("Slack resumes nothing, and may drop a connection")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"sync"
 	"testing"
 	"time"
 
@@ -167,6 +168,35 @@ func TestRedeliveredToAnother(t *testing.T) {
 	first.stop()
 	if err := first.ended(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whatever is heard twice has the same id both times: after a lost acknowledgement, and when Slack repeats itself.
+func TestHeardTwice(t *testing.T) {
+	s := newSlack(t, slacktest.Config{})
+	b := newBot(t, s.Settings(), quick())
+	var once sync.Once
+	b.accept = func(ctx context.Context, _ gateway.ChannelEvent) (err error) {
+		once.Do(func() { // the acknowledgement of what is accepted here has nowhere to go
+			s.Cut()
+			err = s.Until(ctx, func() bool { return s.Connections() == 0 || s.Connects() > 1 })
+		})
+		return err
+	}
+	b.start().connected()
+	channel, ts := s.Say(slacktest.Said{Channel: slacktest.General, Text: me + " x"})
+	edit := s.Edit(channel, ts, "y")
+	first, edited := slacktest.Key(channel, ts, ""), slacktest.Key(channel, ts, edit)
+	until(t, s, "acknowledgement", func() bool { return s.Acked(first) && s.Acked(edited) })
+	s.Redeliver(first)
+	s.Redeliver(edited)
+	until(t, s, "acknowledgement", func() bool { return s.Acked(first) && s.Acked(edited) })
+	count := map[string]int{}
+	for _, e := range b.events(0) {
+		count[e.ID]++
+	}
+	if len(count) != 2 || count[first] < 2 || count[edited] < 2 {
+		t.Errorf("heard %v", count)
 	}
 }
 

@@ -104,8 +104,7 @@ type account struct {
 	log     hclog.Logger
 	timings timings
 	http    *http.Client
-	dialer  *http.Client // for WebSockets: without a time limit on the whole
-	secrets []string     // what no error may show
+	secrets []string // what no error may show
 
 	runs  atomic.Int32         // calls of Run that go on
 	self  atomic.Pointer[self] // who we are, once known
@@ -129,17 +128,17 @@ func open(d gateway.ChannelDeps, t timings) (*account, error) {
 	}
 	base := http.DefaultTransport.(*http.Transport).Clone()
 	base.IdleConnTimeout = time.Minute
-	// A redirect would carry the token to whoever is named in it.
-	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	a := &account{
 		set: set, log: d.Logger, timings: t,
 		http:    &http.Client{Transport: base, Timeout: apiTimeout, CheckRedirect: stay},
-		dialer:  &http.Client{Transport: base, CheckRedirect: stay},
 		secrets: []string{set.AppToken, set.BotToken},
 	}
 	a.names.max, a.kinds.max, a.ims.max = cacheSize, cacheSize, cacheSize
 	return a, nil
 }
+
+// stay follows no redirect: it would carry the token to whoever is named in it.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // client is slack-go's client over d.
 func (a *account) client(d doer) *slack.Client {

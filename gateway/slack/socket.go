@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/fnv"
+	"net"
+	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -29,7 +32,7 @@ const (
 // to itself why Slack disconnects, and closes the old connection before it opens the new one.
 type socket struct {
 	ws      *websocket.Conn
-	abort   context.CancelFunc // ends reading at once
+	abort   func() // ends it at once
 	goodbye time.Duration
 	since   time.Time
 	hello   socketmode.Request // set before helloed closes
@@ -50,13 +53,21 @@ type delivery struct {
 func (r *run) dial(ctx context.Context, addr string) (*socket, error) {
 	dctx, cancel := context.WithTimeout(ctx, r.timings.hello)
 	defer cancel()
-	ws, _, err := websocket.Dial(dctx, addr, &websocket.DialOptions{HTTPClient: r.dialer})
+	wire := &wire{}
+	over := r.http.Transport.(*http.Transport).Clone()
+	over.DialContext = wire.dial
+	ws, _, err := websocket.Dial(dctx, addr, &websocket.DialOptions{HTTPClient: &http.Client{Transport: over, CheckRedirect: stay}})
 	if err != nil {
+		over.CloseIdleConnections()
 		return nil, r.clean("connecting", err, ticket(addr)...)
 	}
 	ws.SetReadLimit(readLimit)
 	// Reading has a context of its own: when Run ends, what is being accepted is still acknowledged.
-	rctx, abort := context.WithCancel(context.WithoutCancel(ctx))
+	rctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	abort := func() {
+		stop()
+		wire.cut()
+	}
 	s := &socket{
 		ws: ws, abort: abort, goodbye: r.timings.goodbye, since: time.Now(),
 		helloed: make(chan struct{}), replace: make(chan string, 1), ended: make(chan struct{}),
@@ -75,6 +86,31 @@ func (r *run) dial(ctx context.Context, addr string) (*socket, error) {
 	})
 	r.readers.Go(func() { s.keepAlive(rctx, r.timings) })
 	return s, nil
+}
+
+// wire is what lies beneath a socket. To cut it is the only way to end the library's closing handshake, which
+// waits five seconds for an answer, early.
+type wire struct {
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (w *wire) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.conns = append(w.conns, c)
+	}
+	return c, err
+}
+
+func (w *wire) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.conns {
+		_ = c.Close()
+	}
 }
 
 // ticket is what in a connection's URL lets one connect.

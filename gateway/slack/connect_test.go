@@ -2,10 +2,17 @@ package slack
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/gatemesh/gatemesh/gateway"
 	"github.com/gatemesh/gatemesh/gateway/slack/slacktest"
@@ -269,4 +276,48 @@ func TestPauses(t *testing.T) {
 	if last < defaultTimings.longestPause/2 || len(distinct) < 15 {
 		t.Errorf("the last pause is %s, %d different ones", last, len(distinct))
 	}
+}
+
+// The end of a connection does not wait for an other end that says no goodbye, whatever is being read at that moment.
+func TestSilentGoodbye(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ws, err := websocket.Accept(w, r, nil)
+		for err == nil { // it talks, and does not listen
+			err = ws.Write(r.Context(), websocket.MessageText, []byte(`{"type":"hello","num_connections":1}`))
+		}
+	}))
+	defer srv.Close()
+	tm := quick()
+	tm.goodbye = 5 * time.Millisecond
+	b := newBot(t, json.RawMessage(`{"appToken":"xapp-a","botToken":"xoxb-b"}`), tm)
+	r := &run{account: b.account}
+	for range 40 {
+		s, err := r.dial(within(t), "ws"+strings.TrimPrefix(srv.URL, "http")+"/link/?ticket=x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-s.helloed
+		began := time.Now()
+		s.close()
+		if d := time.Since(began); d > 3*time.Second {
+			t.Fatalf("took %s", d)
+		}
+	}
+	r.readers.Wait()
+}
+
+// Slack's Retry-After counts when it is longer than the pause.
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &run{pause: newPause(defaultTimings)}
+		began := time.Now()
+		r.wait(t.Context(), gateway.NotSent(time.Hour, errors.New("ratelimited")))
+		if d := time.Since(began); d != time.Hour {
+			t.Errorf("waited %s", d)
+		}
+		r.wait(t.Context(), gateway.NotSent(0, errors.New("cut")))
+		if d := time.Since(began) - time.Hour; d < defaultTimings.firstPause/2 || d > 4*defaultTimings.firstPause {
+			t.Errorf("waited %s", d)
+		}
+	})
 }

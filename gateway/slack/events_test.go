@@ -237,3 +237,29 @@ func TestNamesAreAskedOnce(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 }
+
+// A mention alone does not say what kind of channel it is in. Slack is asked once, and again when it could not say.
+func TestKindIsAskedOnce(t *testing.T) {
+	s := newSlack(t, slacktest.Config{})
+	s.Fail("conversations.info", slacktest.Fault{Status: 500})
+	b := newBot(t, s.Settings(), quick()).start().connected()
+	mention := func(key string) {
+		s.Emit(key, map[string]any{"type": "app_mention", "channel": slacktest.Talk, "user": slacktest.Alice, "text": me, "ts": key})
+	}
+	mention("1.000001")
+	until(t, s, "the question", func() bool { return s.Requests("conversations.info") == 1 })
+	mention("1.000002")
+	until(t, s, "acknowledgement", func() bool { return s.Acked("1.000002") })
+	if s.Acked("1.000001") {
+		t.Error("acknowledged although it was not understood")
+	}
+	s.Redeliver("1.000001")
+	for _, e := range b.events(2) {
+		if e.Peer != (gateway.ChannelPeer{Kind: gateway.PeerGroup, ID: slacktest.Talk}) {
+			t.Errorf("%+v", e.Peer)
+		}
+	}
+	if n := s.Requests("conversations.info"); n != 2 {
+		t.Errorf("asked %d times", n)
+	}
+}

@@ -62,7 +62,7 @@ func (w *writer) lookAhead(ctx context.Context, p *plan) *ahead {
 		e.seq++
 		e.count += uint64(len(items))
 		e.head = w.b.signHead(to, e.seq, e.count, a.at, items)
-		e.value = w.b.packer.pack(encodeSigned(e.seq, e.count, a.at, e.head, bytesOf(items)))
+		e.value = w.pack(encodeSigned(e.seq, e.count, a.at, e.head, bytesOf(items)))
 		a.entries[to] = e
 	}
 	if len(a.entries) == 0 {

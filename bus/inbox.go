@@ -122,7 +122,7 @@ type inbox struct {
 	convs   map[string]*conversation
 	// active holds every message in memory by its key; duplicates of these are recognised
 	// before they have a receipt.
-	active map[string]*job
+	active map[envelope.MessageKey]*job
 	// asks finds the job that waits for an answer, by the question's id.
 	asks map[string]*job
 	// room is closed and replaced when a message leaves.
@@ -147,7 +147,7 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 		b: b, spec: spec, handler: h, session: session, term: term,
 		door: newDoor(spec.MaxConcurrent), suspects: make(chan struct{}, 1),
 		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
-		active: map[string]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
+		active: map[envelope.MessageKey]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
 	}
 	ib.began, ib.caughtUp, ib.gather.open = time.Now(), make(chan struct{}), true
 	if _, ok := h.(taskQueue); ok {

@@ -297,19 +297,21 @@ func (o *outbox) parse(p Pair) (agent string, h receiptHead, ok bool) {
 	if len(p.Key) <= len(prefix) || p.Key[:len(prefix)] != prefix {
 		return "", h, false
 	}
-	body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", p.Key[len(prefix):])
-	if err == nil && o.b.enforced() && json.Unmarshal(body, &h) == nil && h.Cursor < o.shared(p.Key[len(prefix):]).cursor.Load() {
-		err = &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", h.Cursor, o.shared(p.Key[len(prefix):]).cursor.Load())}
-	}
+	agent = p.Key[len(prefix):]
+	body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
 	if err != nil {
-		o.b.refuse(p.Key, p.Value, err, "", p.Key[len(prefix):])
-		return "", receiptHead{}, false
+		o.b.refuse(p.Key, p.Value, err, "", agent)
+		return "", h, false
 	}
 	if err := json.Unmarshal(body, &h); err != nil {
 		o.b.log.Warn("receipts are not readable; waiting for the next", "key", p.Key, "error", err)
-		return "", h, false
+		return "", receiptHead{}, false
 	}
-	return p.Key[len(prefix):], h, true
+	if was := o.shared(agent).cursor.Load(); o.b.enforced() && h.Cursor < was {
+		o.b.refuse(p.Key, p.Value, &trust.Refusal{Reason: trust.Replay, Detail: fmt.Sprintf("it says that %d entries were taken, and %d were", h.Cursor, was)}, "", agent)
+		return "", receiptHead{}, false
+	}
+	return agent, h, true
 }
 
 // follow reads receipts as they come.
@@ -342,7 +344,11 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 		from.page = h.Page
 	}
 	// Wake-ups merge: pages may have gone to the ledger unseen.
-	for n := from.page; n < h.Page; n += fetchSlots {
+	first := from.page
+	if h.Last > 0 && h.Page == from.page+1 && from.n >= h.Last {
+		first = h.Page // all of it was read while it was the newest
+	}
+	for n := first; n < h.Page; n += fetchSlots {
 		var ops []Op
 		for i := n; i < min(n+fetchSlots, h.Page); i++ {
 			ops = append(ops, Op{Verb: OpGet, Key: ledgerKey(o.b.cfg.Gateway, agent, i)})

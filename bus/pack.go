@@ -13,7 +13,7 @@ import (
 // it (base64 of random bytes) loses 40 % with the envelopes around it; prose loses 70 %.
 
 // unpackedBytes is the largest entry that is unpacked: what a sender of this package lays out stays
-// below half of it, so more is somebody's bomb.
+// below it (entryMost), so more is somebody's bomb.
 const unpackedBytes = 1 << 20
 
 var frameMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
@@ -38,6 +38,20 @@ func newPacker() (packer, error) {
 
 func (p packer) pack(entry []byte) []byte {
 	return p.enc.EncodeAll(entry, make([]byte, 0, len(entry)/2))
+}
+
+// pack packs an entry, and remembers how much of it was left.
+func (w *writer) pack(entry []byte) []byte {
+	p := w.b.packer.pack(entry)
+	w.packed = float64(len(p)) / float64(len(entry))
+	return p
+}
+
+// entryRoom is how much one entry may have before it is packed, if it is like the last one. A wrong guess costs a refused request:
+// then the batch is cut in two.
+func (w *writer) entryRoom() int {
+	const spare = 1.1
+	return int(min(entryMost, max(entryBytes, entryBytes/(w.packed*spare))))
 }
 
 // unpack returns an entry as it was laid out. What is no whole frame is returned as it is: decodeEntry will say so.

@@ -63,6 +63,7 @@ type page struct {
 	value                 []byte // as it lies in the store
 	body                  []byte // without its signature
 	number, cursor, count uint64
+	last                  int // receipts in the page before it; 0: not known
 	receipts              [][]byte
 	messages              int // in receipts
 	ledger                []ledgerPage
@@ -134,7 +135,7 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.page = page{number: h.Page, cursor: h.Cursor, count: h.Count}
+	s.page = page{number: h.Page, last: h.Last, cursor: h.Cursor, count: h.Count}
 	if pair != nil {
 		s.page.index, s.page.value = pair.ModifyIndex, pair.Value
 		s.page.body, _ = trust.SplitRecord(pair.Value)
@@ -153,7 +154,9 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 			continue
 		}
 		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
-		s.page.number = max(s.page.number, n+1)
+		if n >= s.page.number {
+			s.page.number, s.page.last = n+1, 0
+		}
 	}
 	if mark := b.marks.get(takenMarks, s.from+"/"+s.agent); b.enforced() && mark > s.page.cursor {
 		// True, or gone, and this node has seen more taken.
@@ -163,6 +166,7 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 	}
 	if s.mistrusted {
 		s.page.number++ // the sender has read some of the page that is lost, and must not take this one for it
+		s.page.last = 0
 	}
 	for _, r := range h.Receipts {
 		s.page.receipts = append(s.page.receipts, r)

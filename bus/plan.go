@@ -99,7 +99,7 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 		if err != nil {
 			return nil, err
 		}
-		p.appendLane(w.b, l, byLane[to], now, a.entry(l, len(byLane[to])))
+		p.appendLane(w, l, byLane[to], now, a.entry(l, len(byLane[to])))
 	}
 	for _, s := range sources {
 		p.appendPage(w.b, s, bySource[s])
@@ -169,11 +169,12 @@ func (w *writer) laneTo(ctx context.Context, to string) (*lane, error) {
 
 // appendLane puts items into a lane as one entry: inside the bell when the receiver has
 // taken all before it, else into a slot of its own. done is that entry if it is in its slot already.
-func (p *plan) appendLane(b *Bus, l *lane, items []laneItem, now envelope.Time, done *aheadEntry) {
+func (p *plan) appendLane(w *writer, l *lane, items []laneItem, now envelope.Time, done *aheadEntry) {
 	lw := laneWrite{lane: l, seq: l.seq + 1, count: l.count + uint64(len(items)), put: done != nil}
 	for _, it := range items {
 		lw.ids = append(lw.ids, it.s.MessageID)
 	}
+	b := w.b
 	gw := b.cfg.Gateway
 	var e, value []byte
 	var head *signedHead
@@ -194,7 +195,7 @@ func (p *plan) appendLane(b *Bus, l *lane, items []laneItem, now envelope.Time, 
 		switch {
 		case lw.put:
 		case len(e) > bigEntry:
-			lw.big = b.packer.pack(e)
+			lw.big = w.pack(e)
 		default:
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
 		}
@@ -227,7 +228,7 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 		p.add(Op{Verb: OpSet, Key: key, Value: b.sign(trust.KindReceipts, key, next.body)})
 		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
 		next.number++
-		next.receipts, next.messages = nil, 0
+		next.last, next.receipts, next.messages = len(next.receipts), nil, 0
 		for total := next.ledgerMessages(); len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; {
 			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
 			total -= next.ledger[0].messages
@@ -239,7 +240,7 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt) {
 		next.receipts = append(next.receipts, mustEncode(r))
 		next.messages += len(r.IDs)
 	}
-	next.body = encodeHead(next.cursor, next.count, next.number, next.receipts)
+	next.body = encodeHead(next.cursor, next.count, next.number, next.last, next.receipts)
 	next.value = b.sign(trust.KindReceipts, receiptsKey(s.from, s.agent), next.body)
 	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
 	p.witnessed(op)

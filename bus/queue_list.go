@@ -74,7 +74,7 @@ const maxTaskSlots = 64
 func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 	prefix := pendingPrefix(queue)
 	list := []TaskInfo{}
-	seen := map[string]bool{}
+	seen := map[envelope.MessageKey]bool{}
 	add := func(e *envelope.Envelope, d *envelope.Delivery, run *taskRun) {
 		if seen[e.Key()] || e.InReplyTo != "" || strings.HasPrefix(e.Capability, ReservedCapability) {
 			return
@@ -127,7 +127,7 @@ func (b *Bus) Tasks(ctx context.Context, queue string) ([]TaskInfo, error) {
 }
 
 // tasksInLane finds the tasks that the owner has not taken yet: in the bell and the slots behind the cursor.
-func (b *Bus) tasksInLane(ctx context.Context, queue, from string, bp Pair, seen map[string]bool, add func(*envelope.Envelope, *envelope.Delivery, *taskRun)) error {
+func (b *Bus) tasksInLane(ctx context.Context, queue, from string, bp Pair, seen map[envelope.MessageKey]bool, add func(*envelope.Envelope, *envelope.Delivery, *taskRun)) error {
 	var bl bell
 	if json.Unmarshal(bp.Value, &bl) != nil {
 		return nil //nolint:nilerr // its writer mends it
@@ -141,7 +141,7 @@ func (b *Bus) tasksInLane(ctx context.Context, queue, from string, bp Pair, seen
 		var r receipt
 		if json.Unmarshal(raw, &r) == nil && (r.State == envelope.Acked || r.State == envelope.DeadLetter) {
 			for _, id := range r.IDs {
-				seen[from+"/"+id] = true
+				seen[envelope.MessageKey{Gateway: from, ID: id}] = true
 			}
 		}
 	}

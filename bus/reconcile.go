@@ -195,7 +195,7 @@ func (ib *inbox) dropAnswers(ctx context.Context) error {
 // holds reports whether a message is in memory, whoever sent it; ib.mu is held.
 func (ib *inbox) holds(id string) bool {
 	for key := range ib.active {
-		if strings.HasSuffix(key, "/"+id) {
+		if key.ID == id {
 			return true
 		}
 	}

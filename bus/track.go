@@ -54,14 +54,18 @@ const maxTracks = 4096
 // maxTrackEvents bounds one timeline; the newest are kept.
 const maxTrackEvents = 64
 
+// usualEvents is how many a message has that goes well and is answered: at its source, or at its owner.
+const usualEvents = 3
+
 type tracks struct {
 	mu   sync.Mutex
 	byID map[string]*trackEntry
-	ring [maxTracks]string
+	ring [maxTracks]*trackEntry
 	next int
 }
 
 type trackEntry struct {
+	id string
 	Track
 	// changed is closed and replaced at every change; it carries wake-ups, not facts.
 	changed chan struct{}
@@ -76,18 +80,18 @@ func (t *tracks) entryLocked(id string) *trackEntry {
 	if e == nil {
 		// Somebody waits for some of them: those stay, as long as there are others.
 		for range maxTracks {
-			if old := t.byID[t.ring[t.next]]; old == nil || old.waiters == 0 {
+			if old := t.ring[t.next]; old == nil || old.waiters == 0 {
 				break
 			}
 			t.next = (t.next + 1) % maxTracks
 		}
-		if old := t.byID[t.ring[t.next]]; old != nil {
+		if old := t.ring[t.next]; old != nil {
 			old.wakeLocked()
-			delete(t.byID, t.ring[t.next])
+			delete(t.byID, old.id)
 		}
-		t.ring[t.next] = id
+		e = &trackEntry{id: id}
+		t.ring[t.next] = e
 		t.next = (t.next + 1) % maxTracks
-		e = &trackEntry{}
 		t.byID[id] = e
 	}
 	return e
@@ -117,6 +121,9 @@ func (t *tracks) note(ev Event) {
 	e := t.entryLocked(ev.MessageID)
 	if len(e.Events) >= maxTrackEvents {
 		e.Events = append(e.Events[:1], e.Events[2:]...)
+	}
+	if e.Events == nil {
+		e.Events = make([]Event, 0, usualEvents)
 	}
 	if ev.Event == EventQueued && !slices.ContainsFunc(e.Events, func(x Event) bool { return x.Event == EventQueued }) {
 		// Where sender and owner are one gateway, the owner can be told of the write before the sender is.
@@ -218,8 +225,8 @@ func (t *tracks) recent(n int) []string {
 	defer t.mu.Unlock()
 	var ids []string
 	for i := 1; i <= maxTracks && len(ids) < n; i++ {
-		if id := t.ring[(t.next-i+maxTracks)%maxTracks]; id != "" {
-			ids = append(ids, id)
+		if e := t.ring[(t.next-i+maxTracks)%maxTracks]; e != nil {
+			ids = append(ids, e.id)
 		}
 	}
 	return ids

@@ -76,8 +76,10 @@ type receiptHead struct {
 	// Cursor: every entry up to this one was taken; Count: the envelopes in them.
 	Cursor uint64 `json:"cursor"`
 	Count  uint64 `json:"count"`
-	// Page is the number that this page of receipts will have in the ledger.
+	// Page is the number that this page of receipts will have in the ledger, and Last how many the page before it has, when
+	// that is known: who has read so many of it need not look there again.
 	Page     uint64            `json:"page"`
+	Last     int               `json:"last,omitempty"`
 	Receipts []json.RawMessage `json:"receipts"`
 }
 
@@ -262,8 +264,7 @@ func encodeSigned(seq, count uint64, at envelope.Time, h *signedHead, items [][]
 		b = trust.AppendStamp(b, &h.stamp)
 	}
 	b = append(b, `,"items":[`...)
-	b = append(b, bytes.Join(items, []byte(","))...)
-	return append(b, `]}`...)
+	return append(appendJoined(b, items), `]}`...)
 }
 
 // encodeBell is the bell of an entry: with the entry in it, or with the head of one that is in its slot.
@@ -287,8 +288,8 @@ func encodeBell(seq, count uint64, inline []byte, h *signedHead) []byte {
 	return append(b, '}')
 }
 
-func encodeHead(cursor, count, page uint64, receipts [][]byte) []byte {
-	n := 96
+func encodeHead(cursor, count, page uint64, last int, receipts [][]byte) []byte {
+	n := 120
 	for _, r := range receipts {
 		n += len(r) + 1
 	}
@@ -299,7 +300,21 @@ func encodeHead(cursor, count, page uint64, receipts [][]byte) []byte {
 	b = strconv.AppendUint(b, count, 10)
 	b = append(b, `,"page":`...)
 	b = strconv.AppendUint(b, page, 10)
+	if last > 0 {
+		b = append(b, `,"last":`...)
+		b = strconv.AppendInt(b, int64(last), 10)
+	}
 	b = append(b, `,"receipts":[`...)
-	b = append(b, bytes.Join(receipts, []byte(","))...)
-	return append(b, `]}`...)
+	return append(appendJoined(b, receipts), `]}`...)
+}
+
+// appendJoined adds list to b, with commas between.
+func appendJoined(b []byte, list [][]byte) []byte {
+	for i, x := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, x...)
+	}
+	return b
 }

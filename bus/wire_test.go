@@ -101,7 +101,7 @@ func FuzzEntry(f *testing.F) {
 // FuzzRecords: whatever lies in the store, reading it does not panic.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"seq":1,"count":2,"entry":{}}`))
-	f.Add(encodeHead(1, 2, 3, [][]byte{mustEncode(receipt{IDs: []string{"x"}})}))
+	f.Add(encodeHead(1, 2, 3, 4, [][]byte{mustEncode(receipt{IDs: []string{"x"}})}))
 	f.Add(mustEncode(pendingRecord{}))
 	for _, e := range sealedSamples(f) {
 		f.Add(mustEncode(pendingRecord{Lane: 7, From: "jerry", Envelope: e.Canonical(), Asked: []string{e.MessageID}}))

@@ -93,8 +93,10 @@ type pendingOp struct {
 
 // Limits of one batch; all far below the store's.
 const (
-	batchUnits   = 512
+	batchUnits = 512
+	// entryBytes is what an entry may have, packed; entryMost what it may have before that.
 	entryBytes   = 480 << 10
+	entryMost    = 900 << 10
 	receiptBytes = 64 // what one receipt of many is taken to cost
 	// bigEntry is from where on an entry is put into its slot by a request of its own, as it
 	// is, before the transaction that names it: in base64 inside the transaction's
@@ -109,6 +111,8 @@ type writer struct {
 	b     *Bus
 	lanes map[string]*lane
 	limit *rate.Limiter
+	// packed is what the last entry kept of its size when it was packed. Only the writer's goroutine uses it.
+	packed float64
 	// used is the newest number of a lane that has to be read again.
 	used map[string]uint64
 
@@ -126,7 +130,7 @@ type writer struct {
 }
 
 func newWriter(b *Bus) *writer {
-	return &writer{b: b, limit: rate.NewLimiter(rate.Limit(b.cfg.MaxWrites), max(1, b.cfg.MaxWrites/10)), lanes: make(map[string]*lane), used: make(map[string]uint64), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &writer{b: b, packed: 1, limit: rate.NewLimiter(rate.Limit(b.cfg.MaxWrites), max(1, b.cfg.MaxWrites/10)), lanes: make(map[string]*lane), used: make(map[string]uint64), wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // queueBytes bounds the sends that wait in memory.
@@ -227,7 +231,7 @@ func (w *writer) take() []*unit {
 		return nil
 	}
 	lim := w.b.store.Limits()
-	ops, size, n, envelopes := 1, 0, 0, 0
+	ops, size, n, envelopes, most := 1, 0, 0, 0, w.entryRoom()
 	lanes := map[string]int{}
 	owners := map[*inbox]bool{}
 	pages := map[*source]bool{}
@@ -264,7 +268,7 @@ func (w *writer) take() []*unit {
 			tooBig = tooBig || records[po.key]
 		}
 		for _, x := range u.sends {
-			tooBig = tooBig || lanes[x.to]+len(x.item) > entryBytes
+			tooBig = tooBig || lanes[x.to]+len(x.item) > most
 		}
 		if n > 0 && (o > lim.Ops || s > lim.Bytes || envelopes+len(u.sends) > batchUnits || n >= batchUnits || tooBig) {
 			break

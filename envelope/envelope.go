@@ -115,8 +115,11 @@ func DerivedID(parent, name string) string {
 	return uuid.NewSHA1(p, []byte(name)).String()
 }
 
-// Key is the identity of a message: an id means nothing without the gateway that gave it.
-func (e *Envelope) Key() string { return e.SourceGateway + "/" + e.MessageID }
+// MessageKey is the identity of a message: an id means nothing without the gateway that gave it.
+type MessageKey struct{ Gateway, ID string }
+
+// Key is the message's identity.
+func (e *Envelope) Key() MessageKey { return MessageKey{e.SourceGateway, e.MessageID} }
 
 // ExpiresAt is the moment after which nobody may act on the envelope: its ttl counts from created_at
 // or, when that is later, from not_before.

@@ -195,8 +195,8 @@ func TestIDs(t *testing.T) {
 		}
 	}
 	e := minimal()
-	if got := e.Key(); got != "gw-jerry/"+idA {
-		t.Errorf("Key = %q", got)
+	if got := e.Key(); got != (MessageKey{"gw-jerry", idA}) {
+		t.Errorf("Key = %+v", got)
 	}
 }
 

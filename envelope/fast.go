@@ -64,6 +64,16 @@ func (e *Envelope) appendJSON(b []byte) ([]byte, bool) {
 
 // plain reports whether s stands in JSON as it is.
 func plain[S string | []byte](s S) bool {
+	// Eight bytes at a time: a payload is looked at when it is sealed and when it is read, and byte by byte that was a twentieth of the work
+	// of a message. A byte is bad below ' ', above '~', and as '"' or '\\'; what one bad byte borrows or carries makes no good word bad.
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; len(s) >= 8; s = s[8:] {
+		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		quote, slash := x^('"'*ones), x^('\\'*ones)
+		if ((x-' '*ones)&^x|x|(x+ones)|(quote-ones)&^quote|(slash-ones)&^slash)&highs != 0 {
+			return false
+		}
+	}
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
 			return false

@@ -70,6 +70,12 @@ var fences = []fence{
 		reason: "flags are the binary's; packages take structs"},
 	{imports: "github.com/coder/websocket", within: []string{"gateway", "cmd"},
 		reason: "the stream is the API's: its server is gateway, its client is cmd"},
+	{imports: "github.com/slack-go/slack", within: []string{"gateway/slack"},
+		reason: "gateway/slack is Slack for everybody else"},
+	{imports: "github.com/yuin/goldmark", within: []string{"gateway/slack"},
+		reason: "it reads Markdown for a vendor that does not; a second user is a reason to talk about one place for it"},
+	{imports: module + "/gateway/slack/slacktest", within: []string{"gateway/slack/slacktest"},
+		reason: "the fake of Slack is for tests"},
 	{imports: "github.com/prometheus/client_golang", within: []string{"gateway", "cmd"},
 		reason: "metrics are fed by events, on one code path; packages below emit events"},
 	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra"},
@@ -179,8 +185,8 @@ func checkImport(dir, file, imp string) []string {
 			why = append(why, f.reason)
 		}
 	}
-	if within(imp, "testing") && !within(dir, "bus/bustest") && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, or a file named *fortest.go")
+	if within(imp, "testing") && !withinAny(dir, []string{"bus/bustest", "gateway/channeltest"}) && !strings.HasSuffix(file, "fortest.go") {
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

@@ -1,0 +1,2 @@
+// Package discord connects a Discord bot.
+package discord

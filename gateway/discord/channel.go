@@ -97,7 +97,7 @@ func open(d gateway.ChannelDeps, t timing) (*channel, error) {
 			return nil, errors.New("channels.discord: token and baseUrl must be texts")
 		}
 	}
-	token := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(s.Token), "Bot "))
+	token := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(s.Token)+" ", "Bot "))
 	if token == "" {
 		return nil, errors.New("channels.discord.token is missing: make a bot at https://discord.com/developers/applications and set the token of its page Bot")
 	}

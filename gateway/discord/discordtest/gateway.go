@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/coder/websocket"
@@ -166,6 +167,11 @@ func (s *Server) takeLocked(c *conn, op int, d json.RawMessage) {
 	}
 	switch op {
 	case 1:
+		s.beats++
+		var seq int64
+		if ses := c.session; ses != nil && json.Unmarshal(d, &seq) == nil {
+			ses.log = slices.DeleteFunc(ses.log, func(f frame) bool { return f.seq <= seq }) // what the client has need not be kept
+		}
 		if !s.deaf {
 			c.sendLocked(frame{op: 11})
 		}

@@ -105,6 +105,7 @@ type Server struct {
 	conns     map[*conn]bool
 	connects  int
 	requests  int
+	beats     int
 	identifies,
 	resumes int
 	faults  []PostFault
@@ -255,13 +256,14 @@ type Counts struct {
 	Identifies int
 	Resumes    int // that succeeded
 	Requests   int // attempts to post
+	Beats      int // heartbeats
 }
 
 // Counts returns what it has seen so far.
 func (s *Server) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Counts{Open: len(s.conns), Connects: s.connects, Identifies: s.identifies, Resumes: s.resumes, Requests: s.requests}
+	return Counts{Open: len(s.conns), Connects: s.connects, Identifies: s.identifies, Resumes: s.resumes, Requests: s.requests, Beats: s.beats}
 }
 
 // Starts sets how many new sessions the token may begin; a foreign client uses some up.

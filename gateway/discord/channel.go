@@ -124,7 +124,7 @@ func open(d gateway.ChannelDeps, t timing) (*channel, error) {
 	rest.ShouldRetryOnRateLimit, rest.MaxRestRetries = false, 0
 	return &channel{
 		account: d.Account, token: token, base: strings.TrimRight(s.BaseURL, "/") + apiPath, vault: d.Vault, log: d.Logger, timing: t,
-		rest: rest, idle: tr.CloseIdleConnections, memory: newMemory(),
+		rest: rest, idle: tr.CloseIdleConnections, memory: newMemory(token),
 	}, nil
 }
 

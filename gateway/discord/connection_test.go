@@ -126,7 +126,7 @@ func TestInvalidSessionIsReadFromTheHistory(t *testing.T) {
 	b.fake.Refuse(true)
 	b.fake.Forget()
 	b.fake.Cut()
-	missed := map[string]bool{sayDM(b, "two"): true, say(b, "three"): true, b.fake.Say(discordtest.Message{Channel: discordtest.Thread, Content: "four"}): true}
+	missed := map[string]bool{sayDM(b, "two"): true, say(b, "three"): true, b.fake.Say(discordtest.Message{Channel: discordtest.Branch, Content: "four"}): true}
 	b.fake.Refuse(false)
 	eventually(t, "what was missed", func() bool { return len(r.ids()) == 5 })
 	for _, id := range r.ids()[2:] {
@@ -137,6 +137,25 @@ func TestInvalidSessionIsReadFromTheHistory(t *testing.T) {
 	if n := b.fake.Counts(); n.Identifies != 2 {
 		t.Errorf("%+v: want a second session", n)
 	}
+}
+
+// Where the bot may not read, it asks once.
+func TestHistoryThatIsNotForTheBot(t *testing.T) {
+	b := newBed(t)
+	r := b.connected()
+	hidden := say(b, "in a private room, before the bot's time")
+	r.want(hidden)
+	b.fake.FailReads(discordtest.PostFault{Status: 403, Code: 50001})
+	b.fake.Refuse(true)
+	b.fake.Forget()
+	b.fake.Cut()
+	say(b, "not for the bot")
+	b.fake.Refuse(false)
+	eventually(t, "a second session", func() bool { return r.times(gateway.ChannelConnected) == 2 })
+	b.fake.Forget()
+	b.fake.Cut()
+	eventually(t, "a third session", func() bool { return r.times(gateway.ChannelConnected) == 3 })
+	r.want(hidden, say(b, "after it"))
 }
 
 func TestMoreThanAPageWasMissed(t *testing.T) {
@@ -184,6 +203,24 @@ func TestSuccessor(t *testing.T) {
 		second := sayDM(b, "two")
 		next := b.connected()
 		next.want(second)
+	})
+	t.Run("of another bot begins anew", func(t *testing.T) {
+		b := newBed(t)
+		v := &memoryVault{}
+		b.vault = v
+		other := newMemory("another token")
+		other.setSession("session-of-another", b.fake.URL+"/nowhere")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() { defer close(done); other.keepSaved(ctx, v, time.Hour, nil) }()
+		eventually(t, "the other's position", func() bool { return v.saved().Session != "" })
+		cancel()
+		<-done
+		r := b.connected()
+		r.want(say(b, "hello"))
+		if n := b.fake.Counts(); n.Identifies != 1 || n.Connects != 1 {
+			t.Errorf("%+v: want a new session at once", n)
+		}
 	})
 	t.Run("without a vault reads the last minutes of the rooms", func(t *testing.T) {
 		b := newBed(t)

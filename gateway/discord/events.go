@@ -82,7 +82,7 @@ func (l *link) begun(ctx context.Context, r *discordgo.Ready, raw json.RawMessag
 	l.c.memory.setSession(r.SessionID, more.URL)
 	l.connected("new session")
 	for _, id := range l.c.memory.dms() {
-		if err := l.catchUp(ctx, id, "", true); err != nil {
+		if err := l.catchUp(ctx, id, ""); err != nil {
 			return err
 		}
 	}
@@ -113,9 +113,10 @@ func (l *link) enter(ctx context.Context, g *discordgo.Guild) error {
 		if err != nil || last <= l.c.memory.since(ch.ID, time.Now()) {
 			continue
 		}
-		if err := l.catchUp(ctx, ch.ID, g.ID, false); err != nil {
+		if err := l.catchUp(ctx, ch.ID, g.ID); err != nil {
 			return err
 		}
+		l.c.memory.saw(ch.ID, ch.LastMessageID, false) // and is not read again where the bot may not read, or the last one was deleted
 	}
 	return nil
 }

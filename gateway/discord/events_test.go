@@ -26,8 +26,8 @@ func TestEvents(t *testing.T) {
 	}{
 		"in a room": {discordtest.Message{Content: "hello"}, gateway.ChannelEvent{Peer: general, Team: discordtest.Guild, Text: "hello"}},
 		"in a thread": {
-			discordtest.Message{Channel: discordtest.Thread, Content: "hello"},
-			gateway.ChannelEvent{Peer: general, Thread: discordtest.Thread, Team: discordtest.Guild, Text: "hello"},
+			discordtest.Message{Channel: discordtest.Branch, Content: "hello"},
+			gateway.ChannelEvent{Peer: general, Thread: discordtest.Branch, Team: discordtest.Guild, Text: "hello"},
 		},
 		"in a DM": {
 			discordtest.Message{Channel: discordtest.AliceDM, Content: "hello"},

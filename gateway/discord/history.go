@@ -16,7 +16,7 @@ const (
 )
 
 // catchUp brings to the bus what was said in a channel since its last known message. What the connection then tells again is taken in once.
-func (l *link) catchUp(ctx context.Context, room, guild string, dm bool) error {
+func (l *link) catchUp(ctx context.Context, room, guild string) error {
 	c := l.c
 	var found []*discordgo.Message
 	var whole bool
@@ -26,7 +26,8 @@ func (l *link) catchUp(ctx context.Context, room, guild string, dm bool) error {
 	})
 	switch {
 	case gone(err):
-		c.log.Warn("what was said in a channel meanwhile cannot be read: the bot needs the permissions View Channel and Read Message History there",
+		// No warning: a guild names its private rooms to every bot.
+		c.log.Debug("a channel's history cannot be read: the bot needs the permissions View Channels and Read Message History there",
 			"account", c.account, "channel", room, "error", err)
 		return nil
 	case err != nil:

@@ -2,6 +2,8 @@ package discord
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"strconv"
 	"sync"
@@ -32,6 +34,8 @@ type place struct {
 
 // position is where an account stopped: what the next owner goes on from.
 type position struct {
+	// Bot tells one token from another, without showing it: a session is of no use to another bot.
+	Bot     string           `json:"bot,omitempty"`
 	Session string           `json:"session,omitempty"`
 	URL     string           `json:"url,omitempty"`
 	Seq     int64            `json:"seq,omitempty"`
@@ -50,8 +54,9 @@ type memory struct {
 	urgent chan struct{} // one place: now
 }
 
-func newMemory() *memory {
-	return &memory{p: position{Rooms: map[string]place{}}, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+func newMemory(token string) *memory {
+	sum := sha256.Sum256([]byte(token))
+	return &memory{p: position{Bot: hex.EncodeToString(sum[:8]), Rooms: map[string]place{}}, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 }
 
 // load goes on from where the last owner stopped.
@@ -69,7 +74,9 @@ func (m *memory) load(ctx context.Context, v gateway.Vault) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.p.Session == "" { // a Run that is called again knows better
+	switch {
+	case p.Bot != m.p.Bot: // what another bot heard says nothing of this one
+	case m.p.Floor == 0: // a Run that is called again knows better
 		m.p = p
 	}
 	return nil
@@ -228,7 +235,7 @@ func (m *memory) dms() []string {
 
 // snowflakeAt is the lowest id of that time.
 func snowflakeAt(t time.Time) uint64 {
-	return uint64(max(t.UnixMilli()-epoch, 0)) << 22 //nolint:gosec // not negative
+	return uint64(max(t.UnixMilli()-epoch, 0)) << 22
 }
 
 // snowflakeTime is when an id was given.
@@ -237,5 +244,5 @@ func snowflakeTime(id string) time.Time {
 	if err != nil {
 		return time.Time{}
 	}
-	return time.UnixMilli(int64(n>>22) + epoch).UTC() //nolint:gosec // 42 bits
+	return time.UnixMilli(int64(n>>22) + epoch).UTC()
 }

@@ -20,7 +20,7 @@ func TestPost(t *testing.T) {
 		room string
 	}{
 		"room":   {gateway.PostTarget{Peer: gateway.ChannelPeer{Kind: gateway.PeerChannel, ID: discordtest.Ops}}, discordtest.Ops},
-		"thread": {gateway.PostTarget{Peer: gateway.ChannelPeer{Kind: gateway.PeerChannel, ID: discordtest.General}, Thread: discordtest.Thread}, discordtest.Thread},
+		"thread": {gateway.PostTarget{Peer: gateway.ChannelPeer{Kind: gateway.PeerChannel, ID: discordtest.General}, Thread: discordtest.Branch}, discordtest.Branch},
 		"dm":     {gateway.PostTarget{Peer: gateway.ChannelPeer{Kind: gateway.PeerDM, ID: discordtest.Alice}}, discordtest.AliceDM},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -266,7 +266,7 @@ func TestFind(t *testing.T) {
 			t.Errorf("%v, %v: want unknown", ok, err)
 		}
 	})
-	t.Run("long ago, all there is is known", func(t *testing.T) {
+	t.Run("long ago, only what is known", func(t *testing.T) {
 		b := newBed(t)
 		c := b.open()
 		if _, err := c.Post(within(t), newPost("hello")); err != nil {

@@ -228,7 +228,7 @@ func (l *link) control(ctx context.Context, e *discordgo.Event) error {
 			return &closedError{why: "Discord asked to resume the session"}
 		}
 		l.c.memory.setSession("", "")
-		pause := l.c.timing.pause + rand.N(4*l.c.timing.pause+1) //nolint:gosec // a pause is no secret
+		pause := l.c.timing.pause + rand.N(4*l.c.timing.pause+1)
 		return &pauseError{&closedError{why: "Discord has ended the session"}, pause}
 	}
 	return nil
@@ -281,7 +281,7 @@ func (l *link) write(ctx context.Context, op int, d any) error {
 // heart beats. A beat names the last event that is in the bus, not the last that was read: what is not in it must come again. A beat that is not
 // acknowledged before the next one means that the connection is dead, however open it looks.
 func (l *link) heart(ctx context.Context, every time.Duration) error {
-	t := time.NewTimer(rand.N(every)) //nolint:gosec // it only spreads the beats
+	t := time.NewTimer(rand.N(every))
 	defer t.Stop()
 	for {
 		select {

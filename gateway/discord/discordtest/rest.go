@@ -2,6 +2,7 @@ package discordtest
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -152,7 +153,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f PostFault) {
 	}
 	if f.Page {
 		w.WriteHeader(f.Status)
-		_, _ = w.Write([]byte("<html>" + r.Header.Get("Authorization") + "</html>"))
+		_, _ = io.WriteString(w, "<html>"+s.Token+"</html>")
 		return
 	}
 	s.refuse(w, r, f.Status, f.Code, "refused")
@@ -196,7 +197,7 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 	case f.Lose:
 		panic(http.ErrAbortHandler)
 	case f.Garbage:
-		_, _ = w.Write([]byte(`{"id": <html>` + r.Header.Get("Authorization")))
+		_, _ = io.WriteString(w, `{"id": <html>`+s.Token)
 	case f.Hang:
 		<-r.Context().Done()
 	default:

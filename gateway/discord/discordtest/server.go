@@ -19,7 +19,7 @@ const (
 	Guild    = "700000000000000001"
 	General  = "700000000000000002" // a text channel
 	Ops      = "700000000000000003" // another
-	Thread   = "700000000000000004" // a thread of General
+	Branch   = "700000000000000004" // a thread of General
 	BotID    = "700000000000000010"
 	Alice    = "700000000000000011"
 	AliceDM  = "700000000000000012" // Alice's DM channel with the bot
@@ -130,7 +130,7 @@ func New(token string) (*Server, error) {
 		channels: map[string]*Channel{
 			General: {ID: General, GuildID: Guild, Name: "general"},
 			Ops:     {ID: Ops, GuildID: Guild, Name: "ops"},
-			Thread:  {ID: Thread, Type: 11, GuildID: Guild, ParentID: General, Name: "a thread"},
+			Branch:  {ID: Branch, Type: 11, GuildID: Guild, ParentID: General, Name: "a thread"},
 			AliceDM: {ID: AliceDM, Type: 1, With: []User{{ID: Alice, Username: "alice"}}},
 		},
 		history: map[string][]*Message{}, nonces: map[string]*Message{}, reactions: map[string]bool{},
@@ -191,6 +191,28 @@ func (s *Server) sayLocked(m Message) *Message {
 	s.history[m.Channel] = append(s.history[m.Channel], &m)
 	s.dispatchLocked("MESSAGE_CREATE", m)
 	return &m
+}
+
+// Thread returns a thread of a room, and begins it when there is none of that id. Every client is told.
+func (s *Server) Thread(id, parent string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.channels[id] == nil {
+		c := &Channel{ID: id, Type: 11, GuildID: Guild, ParentID: parent, Name: "a thread"}
+		s.channels[id] = c
+		s.dispatchLocked("THREAD_CREATE", *c)
+	}
+	return id
+}
+
+// Parent is the room that a thread belongs to; empty for what is no thread.
+func (s *Server) Parent(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.channels[id]; c != nil {
+		return c.ParentID
+	}
+	return ""
 }
 
 // Edit changes what a message says, and returns the stamp of the edit.

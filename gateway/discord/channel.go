@@ -71,11 +71,7 @@ type channel struct {
 	idle    func()             // closes the connections that nobody uses
 	running atomic.Bool
 	begun   time.Time // the last identify; Run's own
-	left    struct {  // the sessions that the token may still begin
-		sync.Mutex
-		known bool
-		n     int
-	}
+	starts  starts
 
 	memory *memory
 	rooms  rooms
@@ -177,9 +173,8 @@ func (c *channel) Run(ctx context.Context, in gateway.Ingress) error {
 // fatal says what only a person can mend; nil: try again.
 func (c *channel) fatal(err error) error {
 	var closed *closedError
-	var api *apiError
 	switch {
-	case errors.As(err, &api) && api.status == http.StatusUnauthorized:
+	case unauthorized(err):
 		return badToken(err)
 	case !errors.As(err, &closed):
 		return nil

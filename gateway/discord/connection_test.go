@@ -122,7 +122,8 @@ func TestInvalidSessionIsReadFromTheHistory(t *testing.T) {
 	r := b.connected()
 	ids := []string{say(b, "one"), sayDM(b, "in private")}
 	r.want(ids...)
-	b.fake.FailReads(discordtest.PostFault{Status: 500}, discordtest.PostFault{Status: 429, After: 10 * time.Millisecond}, discordtest.PostFault{Status: 502, Page: true})
+	b.fake.FailReads(discordtest.PostFault{Status: 500}, discordtest.PostFault{Status: 429, After: 10 * time.Millisecond}, discordtest.PostFault{Status: 502, Page: true},
+		discordtest.PostFault{Status: 403, Page: true})
 	b.fake.Refuse(true)
 	b.fake.Forget()
 	b.fake.Cut()
@@ -325,6 +326,14 @@ func TestWhatAPersonMustMend(t *testing.T) {
 		}
 		b.noSecret(fmt.Sprintf("%v %+v", err, err))
 	})
+	t.Run("HTTP 401 while the history is read", func(t *testing.T) {
+		b := newBed(t)
+		b.fake.FailReads(discordtest.PostFault{Status: 401})
+		say(b, "missed")
+		if err := b.open().Run(within(t), newIngress(b)); !gateway.IsBadCredentials(err) {
+			t.Errorf("%v: want bad credentials", err)
+		}
+	})
 	t.Run("revoked while connected", func(t *testing.T) {
 		b := newBed(t)
 		in := newIngress(b)
@@ -353,7 +362,11 @@ func TestForeign(t *testing.T) {
 		b := newBed(t)
 		r := b.connected()
 		b.fake.Say(discordtest.Message{Content: "hi", Author: discordtest.User{ID: discordtest.BotID, Bot: true}, Nonce: "123"})
-		eventually(t, "the alarm", func() bool { return len(r.alarms()) > 0 })
+		b.fake.Say(discordtest.Message{Content: "again", Author: discordtest.User{ID: discordtest.BotID, Bot: true}, Nonce: "124"})
+		r.want(say(b, "somebody"))
+		if a := r.alarms(); len(a) != 1 {
+			t.Errorf("%d alarms, want 1: %q", len(a), a)
+		}
 	})
 	t.Run("no alarm at what is ours", func(t *testing.T) {
 		b := newBed(t)

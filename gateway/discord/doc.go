@@ -36,6 +36,7 @@
 //     archived meanwhile; rooms where the bot may not read the history.
 //   - Order is kept within a channel, not among several.
 //   - Deleted messages are not taken back.
+//   - A mention of the bot's role is not one of the bot.
 //
 // # Posts
 //
@@ -46,7 +47,8 @@
 // may be there is unknown.
 //
 // The check of a post is made when the connection stands and its first byte is about to be written. Nothing is retried behind it: a rate limit (of a channel or of
-// all, by Discord or a proxy) makes the post "not sent", with the time to wait. No answer, and every 5xx, leaves it unknown. Nobody is notified by what a
+// all, by Discord or a proxy) makes the post "not sent", with the time to wait; so does
+// a refusal that is not in Discord's words. No answer, and every 5xx, leaves it unknown. Nobody is notified by what a
 // post has in it (@everyone, @here, roles, people): allowed_mentions is empty.
 //
 // # Foreign connections

@@ -3,7 +3,6 @@ package discord
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -223,7 +222,7 @@ func (c *channel) patiently(ctx context.Context, do func() error) error {
 	wait := c.backoff(min(c.timing.most, patience))
 	for {
 		err := do()
-		if err == nil || ctx.Err() != nil || gone(err) {
+		if err == nil || ctx.Err() != nil || gone(err) || unauthorized(err) {
 			return err
 		}
 		pause := max(wait.NextBackOff(), pauseOf(err))
@@ -232,9 +231,4 @@ func (c *channel) patiently(ctx context.Context, do func() error) error {
 			return ctx.Err()
 		}
 	}
-}
-
-func gone(err error) bool {
-	var api *apiError
-	return errors.As(err, &api) && (api.gone() || api.status == 400 || api.status == 401)
 }

@@ -3,12 +3,24 @@ package discord
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/bwmarrin/discordgo"
 
 	"github.com/gatemesh/gatemesh/gateway"
 )
+
+// alarmEvery is how often foreign posts raise the alarm at most: a program that posts does it often.
+const alarmEvery = time.Minute
+
+// starts is how many sessions the token may still begin today, as this gateway counts.
+type starts struct {
+	sync.Mutex
+	known bool
+	n     int
+	alarm time.Time // the last one about a post
+}
 
 // mayBegin asks where the gateway is and whether a new session may be begun, and counts it.
 func (c *channel) mayBegin(ctx context.Context, in gateway.Ingress) (string, error) {
@@ -22,9 +34,9 @@ func (c *channel) mayBegin(ctx context.Context, in gateway.Ingress) (string, err
 		after := time.Duration(limit.ResetAfter) * time.Millisecond
 		return "", &pauseError{fmt.Errorf("discord: the token has begun all of its %d sessions of today", limit.Total), min(after, time.Hour)}
 	}
-	c.left.Lock()
-	c.left.n--
-	c.left.Unlock()
+	c.starts.Lock()
+	c.starts.n--
+	c.starts.Unlock()
 	return g.URL, nil
 }
 
@@ -41,11 +53,11 @@ func (c *channel) gatewayBot(ctx context.Context) (*discordgo.GatewayBotResponse
 
 // compare raises the alarm when more sessions were begun with the token than this gateway began. Discord gives back all of them once a day.
 func (c *channel) compare(remaining int, in gateway.Ingress) {
-	c.left.Lock()
-	missing := c.left.n - remaining
-	known := c.left.known
-	c.left.known, c.left.n = true, remaining
-	c.left.Unlock()
+	c.starts.Lock()
+	missing := c.starts.n - remaining
+	known := c.starts.known
+	c.starts.known, c.starts.n = true, remaining
+	c.starts.Unlock()
 	if known && missing > 0 {
 		in.Foreign(fmt.Sprintf("%d sessions were begun with this bot's token that this gateway did not begin: "+
 			"reset the token at the developer portal if no other program of yours uses it", missing))
@@ -75,6 +87,15 @@ func (l *link) checkForeign(m *discordgo.Message, nonce string) {
 	}
 	if l.c.sent.known(m.ID) {
 		return // posted here, told again
+	}
+	l.c.starts.Lock()
+	quiet := time.Since(l.c.starts.alarm) < alarmEvery
+	if !quiet {
+		l.c.starts.alarm = time.Now()
+	}
+	l.c.starts.Unlock()
+	if quiet {
+		return
 	}
 	l.in.Foreign(fmt.Sprintf("message %s in channel %s was posted with this bot's token by a program that is not gatemesh", m.ID, m.ChannelID))
 }

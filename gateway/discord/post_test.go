@@ -70,7 +70,7 @@ func TestPostOutcomes(t *testing.T) {
 		"unknown channel":       {discordtest.PostFault{Status: 404, Code: 10003}, rejected, 0},
 		"made, then deleted":    {discordtest.PostFault{Status: 404, Code: 10008}, unknown, 0},
 		"bad form":              {discordtest.PostFault{Status: 400, Code: 50035}, rejected, 0},
-		"a page of a proxy":     {discordtest.PostFault{Status: 403, Page: true}, rejected, 0},
+		"a page of a proxy":     {discordtest.PostFault{Status: 403, Page: true}, notSent, 0},
 		"unauthorized":          {discordtest.PostFault{Status: 401}, bad, 0},
 		"timed out":             {discordtest.PostFault{Status: 408}, unknown, 0},
 		"500":                   {discordtest.PostFault{Status: 500}, unknown, 0},

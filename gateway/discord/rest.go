@@ -26,6 +26,7 @@ type apiError struct {
 	what   string        // the request, without anything secret
 	status int           // 0: there was no answer
 	code   int           // Discord's own; 0: none
+	said   bool          // the answer is in Discord's words, not those of something between
 	text   string        // one line
 	after  time.Duration // status 429
 	left   bool          // the request may have reached Discord
@@ -45,9 +46,16 @@ func (e *apiError) Error() string {
 
 func (e *apiError) Unwrap() error { return e.cause }
 
-// gone says that what was asked for is not there, or not for this bot: asking again will not help.
-func (e *apiError) gone() bool {
-	return e.status == http.StatusForbidden || e.status == http.StatusNotFound
+// gone reports whether Discord says that what was asked for is not there, or not for this bot: asking again will not help.
+func gone(err error) bool {
+	var e *apiError
+	return errors.As(err, &e) && e.said && (e.status == http.StatusForbidden || e.status == http.StatusNotFound || e.status == http.StatusBadRequest)
+}
+
+// unauthorized reports whether Discord does not take the token.
+func unauthorized(err error) bool {
+	var e *apiError
+	return errors.As(err, &e) && e.status == http.StatusUnauthorized
 }
 
 // outcome says what an error means for a post.
@@ -63,8 +71,10 @@ func (e *apiError) outcome() error {
 		return e // whether it was read to its end is not known
 	case e.code == discordgo.ErrCodeUnknownMessage:
 		return fmt.Errorf("%w: Discord answers so when the post was made under this nonce and then deleted", e)
-	case e.status >= 300 && e.status < 500:
+	case e.status >= 300 && e.status < 500 && e.said:
 		return gateway.Rejected(e)
+	case e.status >= 300 && e.status < 500:
+		return gateway.NotSent(0, e) // something between us and Discord refused it
 	}
 	return e
 }
@@ -164,7 +174,7 @@ func (c *channel) explain(what string, t *trip, ctx context.Context, err error) 
 	var refused *discordgo.RESTError
 	switch {
 	case errors.As(err, &refused) && refused.Message != nil:
-		e.code, e.text = refused.Message.Code, c.scrub(refused.Message.Message)
+		e.said, e.code, e.text = true, refused.Message.Code, c.scrub(refused.Message.Message)
 	case t.status >= 200 && t.status < 300:
 		e.text = "the answer cannot be read"
 	case t.status != 0:

@@ -38,7 +38,8 @@ func TestEveryPostIsSeenOnce(t *testing.T) {
 		for {
 			ctx, cancel := context.WithTimeout(within(t), 100*time.Millisecond)
 			var err error
-			if found := false; unknown {
+			if unknown {
+				var found bool
 				_, found, err = owners[owner].Find(ctx, p)
 				unknown = err != nil || !found
 			} else {

@@ -152,11 +152,13 @@ func TestHistoryThatIsNotForTheBot(t *testing.T) {
 	b.fake.Cut()
 	say(b, "not for the bot")
 	b.fake.Refuse(false)
-	eventually(t, "a second session", func() bool { return r.times(gateway.ChannelConnected) == 2 })
+	eventually(t, "a second session", func() bool { return b.fake.Counts().Identifies == 2 })
+	elsewhere := b.fake.Say(discordtest.Message{Channel: discordtest.Ops, Content: "behind the history"})
+	r.find(elsewhere)
 	b.fake.Forget()
 	b.fake.Cut()
-	eventually(t, "a third session", func() bool { return r.times(gateway.ChannelConnected) == 3 })
-	r.want(hidden, say(b, "after it"))
+	eventually(t, "a third session", func() bool { return b.fake.Counts().Identifies == 3 })
+	r.want(hidden, elsewhere, say(b, "after it"))
 }
 
 func TestMoreThanAPageWasMissed(t *testing.T) {

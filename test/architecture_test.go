@@ -97,6 +97,9 @@ var values = map[string]string{
 	"envelope/trust": "keys, signatures and the trust set: bus signs and verifies, gateway keeps the key, cmd is the operator; there is nothing to choose",
 }
 
+// suites are the packages of shared tests.
+var suites = []string{"bus/bustest", "gateway/channeltest"}
+
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
 var envelopeImports = []string{"github.com/google/uuid"}
@@ -183,8 +186,8 @@ func checkImport(dir, file, imp string) []string {
 			why = append(why, f.reason)
 		}
 	}
-	if within(imp, "testing") && !within(dir, "bus/bustest") && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, or a file named *fortest.go")
+	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

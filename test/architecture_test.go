@@ -80,6 +80,10 @@ var fences = []fence{
 		reason: "metrics are fed by events, on one code path; packages below emit events"},
 	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra"},
 		reason: "bus, envelope and agent know no HTTP: they must run where there is none (tests with fake time)"},
+	{imports: "github.com/bwmarrin/discordgo", within: []string{"gateway/discord"},
+		reason: "the vendor's client library, which one child wraps"},
+	{imports: module + "/gateway/discord/discordtest", within: []string{"gateway/discord/discordtest"},
+		reason: "the fake of Discord is for tests"},
 	{imports: module + "/bus/bustest", within: []string{"bus/bustest"},
 		reason: "the suite is for tests: in a binary it would bring testing's flags"},
 	{imports: "log", within: nil,
@@ -98,6 +102,9 @@ var adopted = map[string]string{
 var values = map[string]string{
 	"envelope/trust": "keys, signatures and the trust set: bus signs and verifies, gateway keeps the key, cmd is the operator; there is nothing to choose",
 }
+
+// suites are the packages of shared tests.
+var suites = []string{"bus/bustest", "gateway/channeltest"}
 
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
@@ -185,7 +192,7 @@ func checkImport(dir, file, imp string) []string {
 			why = append(why, f.reason)
 		}
 	}
-	if within(imp, "testing") && !withinAny(dir, []string{"bus/bustest", "gateway/channeltest"}) && !strings.HasSuffix(file, "fortest.go") {
+	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
 		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {

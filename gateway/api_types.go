@@ -38,6 +38,11 @@ import (
 //	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
+//	GET  /v1/channels                        ChannelsResponse: what the accounts of chat channels are at
+//	POST /v1/channels/{inbox}/pair           {} -> PairResponse: the code to scan; at the account's owner
+//	POST /v1/channels/{inbox}/logout         {} -> LoggedOutResponse; at the account's owner
+//	GET  /v1/route             Route: who answers ?channel=&account=&peer_kind=&peer=&team=, and why
+//	GET  /v1/webchat           WebSocket: ?conversation=UUID&after=SEQ; sends ChatFrame, takes ChatSaid
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -259,6 +264,7 @@ const (
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
+	CodeChannel          = "channel_failed"     // 409, 502: the vendor of a channel refused it
 	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway

@@ -84,6 +84,12 @@ func (s *configShow) structure(v reflect.Value, path string, hide bool) cfgObjec
 	object := cfgObject{}
 	for _, f := range cfgSchema(v.Type()).fields {
 		fv, p := v.Field(f.index), cfgJoin(path, f.key)
+		if f.rest {
+			for _, m := range s.value(fv, path, hide).(cfgObject) {
+				object = append(object, m)
+			}
+			continue
+		}
 		if fv.IsZero() && f.def == "" && !s.cfg.source.explicit(p) {
 			continue
 		}

@@ -73,6 +73,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	if err := g.serveQueues(b); err != nil {
 		return &startError{err}
 	}
+	if err := g.serveChannels(b); err != nil {
+		return &startError{err}
+	}
 	if err := b.Start(ctx); err != nil {
 		return fmt.Errorf("start bus: %w", err)
 	}
@@ -86,6 +89,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 		}
 	})
 	g.run(g.keepService)
+	g.run(g.chats.follow)
 	return nil
 }
 

@@ -1,0 +1,12 @@
+package main
+
+import (
+	"github.com/gatemesh/gatemesh/gateway"
+	"github.com/gatemesh/gatemesh/gateway/discord"
+	"github.com/gatemesh/gatemesh/gateway/slack"
+)
+
+// channels are the vendors whose chat channels this binary knows.
+func channels() map[string]gateway.ChannelFactory {
+	return map[string]gateway.ChannelFactory{"slack": slack.Factory(), "discord": discord.Factory()}
+}

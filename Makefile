@@ -28,10 +28,12 @@ BENCH_ARGS ?=
 TEST_ARGS  ?=
 MODEL_RUNS ?= 5000
 MODEL_SEED ?= 0
+FAILOVERS  ?= 50
+FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak model consul nomad nats lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover-bus model adversary consul nomad nats lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -116,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model bench soak ## All proofs
+prove: demo-proof model adversary bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -125,6 +127,14 @@ demo-proof: build consul ## The demo on both stores: answered, and accepted, del
 
 model: ## The protocol as a model, every state of it, and the real bus against it by random runs (MODEL_RUNS, MODEL_SEED)
 	@go test -tags proof -count 1 -v -timeout 60m -run '^TestProofModel$$' ./test -rapid.checks $(MODEL_RUNS) -rapid.seed $(MODEL_SEED) -args \
+	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+failover-bus: consul ## Owners end in every way, 50 times each, on three Consul servers with stock settings (FAILOVERS, FAILOVER_SEED): how long until the next one, and was anything doubled
+	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailoverBus$$' ./test -failover.each $(FAILOVERS) -failover.seed $(FAILOVER_SEED) -args \
+	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+adversary: consul ## Somebody who may write anything into the store, and who has one gateway's key, does what he can, on three Consul servers
+	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofAdversary$$' ./test -args \
 	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 soak: build consul ## 100,000 messages through three gateway processes and three Consul servers under faults (SOAK_MESSAGES, SOAK_SEED)

@@ -81,6 +81,7 @@ func (t Topology) Writes(gw string) []Grant {
 	below("probe of doctor", DoctorRoot)
 
 	below("own registry entry", gatewaysPrefix+gw+"/")
+	key("own encryption key", trust.EncryptionKeysPrefix+gw)
 	key("own request to join", trust.RequestsPrefix+gw)
 	key("own name", gatewayLockKey(gw))
 	key("own receipts: resident key", receiptsAboutKey(gw))

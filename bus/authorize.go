@@ -33,11 +33,8 @@ func (j *job) permitted() error {
 	e := &j.env.Envelope
 	i := Invocation{
 		From: envelope.Address{Agent: e.SourceAgent, Gateway: e.SourceGateway}, To: j.ib.spec.ID, Gateway: cfg.Gateway,
-		Capability: e.Capability, Size: len(e.Payload), Again: j.del.Attempt > 0,
+		Capability: e.Capability, Size: e.PlainSize(), Again: j.del.Attempt > 0,
 		Operator: e.InReplyTo == "" && strings.HasPrefix(e.Capability, ReservedCapability),
-	}
-	if e.Claimed() {
-		i.Size = int(e.PayloadSize)
 	}
 	if err := cfg.Authorize(i); err != nil {
 		return fmt.Errorf("not allowed: %w", err)

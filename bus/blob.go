@@ -42,7 +42,7 @@ func (b *Bus) putPayload(ctx context.Context, s *envelope.Sealed) error {
 	if !s.Claimed() {
 		return nil
 	}
-	n := chunksOf(s.PayloadSize)
+	n, all := chunksOf(s.PayloadSize), s.Outside()
 	about := mustEncode(blobAbout{s.MessageID, s.TargetAgent, s.PayloadSize, s.PayloadSHA256, n, s.CreatedAt, envelope.MillisOf(s.ExpiresAt().Sub(s.CreatedAt.Time))})
 	if err := b.putBlob(ctx, blobAboutKey(s.SourceGateway, s.MessageID), about); err != nil {
 		return err
@@ -51,8 +51,8 @@ func (b *Bus) putPayload(ctx context.Context, s *envelope.Sealed) error {
 	g.SetLimit(chunksAtOnce)
 	for i := range n {
 		g.Go(func() error {
-			part := s.Payload[i*chunkBytes : min((i+1)*chunkBytes, len(s.Payload))]
-			return b.putBlob(gctx, blobKey(s.SourceGateway, s.MessageID, i), part)
+			part := all[i*chunkBytes : min((i+1)*chunkBytes, len(all))]
+			return b.putBlob(gctx, chunkKey(s, i), part)
 		})
 	}
 	return g.Wait()
@@ -104,10 +104,32 @@ func (e *PayloadError) Unwrap() error { return e.Cause }
 // Class is poison: another try reads the same.
 func (e *PayloadError) Class() envelope.Class { return envelope.ClassPoison }
 
+// chunkKey is where a chunk of a payload lies. Encrypting again gives other bytes, so a second try must not write over those
+// of the first, which may have been accepted.
+func chunkKey(s *envelope.Sealed, n int) string {
+	if s.Encrypted() {
+		return blobPrefix(s.SourceGateway, s.MessageID) + fmt.Sprintf("%.16s-%04d", s.PayloadSHA256, n)
+	}
+	return blobKey(s.SourceGateway, s.MessageID, n)
+}
+
 // Resolve returns the message with its payload, reading that from the store when it does not travel in
-// the envelope. Errors: *[PayloadError], or the store's.
+// the envelope, and decrypting it. Errors: *[PayloadError], trust.ErrNotForHere, trust.ErrCipher, or the store's.
 func (b *Bus) Resolve(ctx context.Context, s *envelope.Sealed) (*envelope.Sealed, error) {
-	if s == nil || !s.Claimed() || int64(len(s.Payload)) == s.PayloadSize {
+	s, err := b.load(ctx, s)
+	if err != nil || s == nil || !s.Closed() {
+		return s, err
+	}
+	key, err := b.contentKey(s, nil)
+	if err != nil {
+		return nil, err
+	}
+	return openWith(s, key)
+}
+
+// load returns the message with its payload, encrypted as it may be.
+func (b *Bus) load(ctx context.Context, s *envelope.Sealed) (*envelope.Sealed, error) {
+	if s == nil || !s.Claimed() || s.Encrypted() && !s.Closed() || int64(len(s.Payload)) == s.PayloadSize {
 		return s, nil
 	}
 	parts := make([][]byte, chunksOf(s.PayloadSize))
@@ -115,7 +137,7 @@ func (b *Bus) Resolve(ctx context.Context, s *envelope.Sealed) (*envelope.Sealed
 	g.SetLimit(chunksAtOnce)
 	for i := range parts {
 		g.Go(func() (err error) {
-			parts[i], err = b.store.Read(gctx, blobKey(s.SourceGateway, s.MessageID, i))
+			parts[i], err = b.store.Read(gctx, chunkKey(s, i))
 			if err == nil && len(parts[i]) == 0 {
 				err = &PayloadError{s.MessageID, fmt.Errorf("chunk %d of %d is missing", i+1, len(parts))}
 			}
@@ -132,9 +154,21 @@ func (b *Bus) Resolve(ctx context.Context, s *envelope.Sealed) (*envelope.Sealed
 	return full, nil
 }
 
-// fetch gives the handler the message with its payload, waiting for memory and for a store that is away. The
-// returned func gives the memory back.
+// fetch gives the handler the message with its payload, decrypted. The returned func gives the memory back.
 func (m *Incoming) fetch(ctx context.Context) (func(), error) {
+	free, err := m.load(ctx)
+	if err == nil {
+		if err = m.decrypt(); err != nil {
+			free()
+			free = func() {}
+		}
+	}
+	return free, err
+}
+
+// load reads a payload that lies outside of the envelope, waiting for memory and for a store that is away. The
+// returned func gives the memory back.
+func (m *Incoming) load(ctx context.Context) (func(), error) {
 	j := m.j
 	m.env = j.env
 	if !j.env.Claimed() {
@@ -148,7 +182,7 @@ func (m *Incoming) fetch(ctx context.Context) (func(), error) {
 	free := func() { b.payloads.Release(n) }
 	retry := newBackoff()
 	for {
-		full, err := b.Resolve(ctx, j.env)
+		full, err := b.load(ctx, j.env)
 		if err == nil {
 			m.env = full
 			return free, nil

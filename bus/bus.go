@@ -67,6 +67,10 @@ type Config struct {
 	Trust     *trust.Verifier
 	Anchor    *trust.Anchor
 	JoinToken *trust.Token
+	// Keyring holds the keys that payloads for this gateway are encrypted for; it needs Signer and Trust. Confidential says which
+	// payloads are encrypted; nil: none. It must not block.
+	Keyring      *trust.Keyring
+	Confidential func(capability string) Confidentiality
 	// Marks is a file of this gateway's own that keeps how far its lanes had come; empty: nothing is kept, and a lane that was put
 	// back to an older state during a restart is not noticed.
 	Marks string
@@ -117,6 +121,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Deployment == "" {
 		c.Deployment = "option-2-distributed"
 	}
+	if c.Confidential != nil && c.Keyring == nil || c.Keyring != nil && (c.Signer == nil || c.Trust == nil) {
+		return c, errors.New("encrypting payloads needs a keyring, a key to sign with and a trust set")
+	}
 	c.Retry = c.Retry.withDefaults()
 	return c, nil
 }
@@ -135,6 +142,7 @@ type Bus struct {
 	elector  *elector
 	registry *registry
 	workers  *workers
+	readers  *readers
 	packer   packer
 	refusals refusals
 	marks    *marks
@@ -179,6 +187,7 @@ func New(cfg Config) (*Bus, error) {
 	b.elector = newElector(b)
 	b.registry = newRegistry(b)
 	b.workers = newWorkers(b)
+	b.readers = newReaders(b)
 	b.payloads = semaphore.NewWeighted(resolvedBytes)
 	b.blobOrphans = orphans{}
 	return b, nil
@@ -221,6 +230,9 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		return err
 	}
 	b.readTrust(ctx)
+	if b.cfg.Keyring != nil {
+		b.publishKey(ctx)
+	}
 	b.elector.serve(AgentSpec{ID: b.cfg.Gateway, MaxConcurrent: 256}, desk{b})
 	if err = b.outbox.prepare(ctx); err == nil {
 		err = b.elector.prime(ctx)
@@ -246,6 +258,10 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 		b.run(func() { b.followTrust(b.loops) })
 	}
 	b.run(func() { b.session.watchPulse(b.loops) })
+	if b.cfg.Keyring != nil {
+		b.run(func() { b.readers.follow(b.loops) })
+		b.run(func() { b.keepEncryptionKey(b.loops) })
+	}
 	b.run(func() { b.outbox.follow(b.loops) })
 	b.run(func() { b.outbox.sweep(b.loops) })
 	b.run(func() { b.registry.follow(b.loops) })

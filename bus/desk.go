@@ -16,10 +16,19 @@ import (
 // clients asked through this gateway's API.
 type desk struct{ b *Bus }
 
-func (d desk) Handle(_ context.Context, m *Incoming) error {
+func (d desk) Handle(ctx context.Context, m *Incoming) error {
 	e := m.Envelope()
 	if e.InReplyTo == "" {
 		return Never(envelope.ClassUndeliverable, errors.New("a gateway's own inbox takes answers only; send to an agent"))
+	}
+	if q := d.b.tracks.envelope(e.InReplyTo); q != nil {
+		err := d.b.mayAnswer(ctx, q.TargetAgent, e)
+		if refused := (*trust.Refusal)(nil); errors.As(err, &refused) {
+			return Never(envelope.ClassUnauthorised, err)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	key := resultKey(d.b.cfg.Gateway, e.InReplyTo)
 	m.extra = append(m.extra, Op{Verb: OpSet, Key: key,
@@ -36,7 +45,9 @@ func (b *Bus) gotReply(reply *envelope.Sealed) {
 	b.tracks.replied(reply.InReplyTo, reply)
 	ev := b.eventOf(EventReplied, &reply.Envelope)
 	ev.MessageID, ev.InReplyTo = reply.InReplyTo, ""
-	ev.Text = reply.Text()
+	if !reply.Encrypted() { // events go to whoever listens
+		ev.Text = reply.Text()
+	}
 	if len(ev.Text) > maxEventText {
 		ev.Text = strings.ToValidUTF8(ev.Text[:maxEventText], "") + "..."
 	}

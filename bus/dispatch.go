@@ -55,6 +55,8 @@ type job struct {
 	// set before the job is shared.
 	said  *saidEntry
 	proof []byte
+	// passedTo is the agent that its handling passed it on to.
+	passedTo string
 	// What its handling asked, and the answers that are here.
 	asked   []string
 	answers map[string]*envelope.Sealed
@@ -282,6 +284,9 @@ func (j *job) unfit() (envelope.Class, error) {
 	if err := j.permitted(); err != nil {
 		return envelope.ClassUnauthorised, err
 	}
+	if err := j.ib.b.inTheClear(&j.env.Envelope); err != nil {
+		return envelope.ClassUnauthorised, err
+	}
 	return "", nil
 }
 
@@ -441,7 +446,7 @@ func (j *job) provenance() []byte {
 }
 
 func (j *job) receiptLocked(at envelope.Time) receipt {
-	r := receipt{IDs: []string{j.env.MessageID}, State: j.del.State, At: at, Gateway: j.ib.b.cfg.Gateway, Attempt: j.del.Attempt}
+	r := receipt{IDs: []string{j.env.MessageID}, State: j.del.State, At: at, Gateway: j.ib.b.cfg.Gateway, Attempt: j.del.Attempt, To: j.passedTo}
 	if j.del.State != envelope.Delivered {
 		r.DeliveredAt = j.del.DeliveredAt
 	}
@@ -500,6 +505,11 @@ func (j *job) acked(m *Incoming) (end bool) {
 	}
 	if ib.queue == nil && j.duplicateOf == "" {
 		m.extra = append(m.extra, ib.keepUnique(j)...)
+	}
+	for _, x := range m.out {
+		if x.forward != nil {
+			j.passedTo = x.forward.to
+		}
 	}
 	u := j.endLocked(now)
 	attached := j.attached
@@ -592,7 +602,11 @@ func (j *job) failed(class envelope.Class, cause error) (end bool) {
 		return true
 	}
 	if count >= policy.MaxAttempts {
-		j.dead(envelope.ClassExhausted, fmt.Errorf("%d attempts failed, the last one: %w", count, cause))
+		end := envelope.ClassExhausted
+		if errors.Is(cause, trust.ErrNotForHere) {
+			end = envelope.ClassUnreadable
+		}
+		j.dead(end, fmt.Errorf("%d attempts failed, the last one: %w", count, cause))
 		return true
 	}
 	delay := policy.delay(count)

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,6 +88,39 @@ func TestEffectLedger(t *testing.T) {
 		b.pass(time.Minute)
 		if f := one.facts(id); !f.Dead || f.Class != envelope.ClassUnknown || try != 2 {
 			t.Errorf("%s %s %d", f, f.Reason, try)
+		}
+	})
+}
+
+// An intent is in the store before there is a permit, also when the message has a record of this attempt already.
+func TestIntentIsWritten(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		b.pass(time.Hour)
+		one := b.gateway("one", nil)
+		defer b.stop(one)
+		b.serve(one, bus.AgentSpec{ID: "x"}, func(ctx context.Context, m *bus.Incoming) error {
+			<-time.After(time.Second) // by now it has one
+			for _, name := range []string{"first", "second"} {
+				if _, err := m.Intend(ctx, name, nil); err != nil {
+					return err
+				}
+				p, err := b.store.Get(ctx, "openclaw/pending/x/"+m.Envelope().MessageID)
+				if err != nil || p == nil || !strings.Contains(string(p.Value), `{"name":"`+name+`","state":"intent"`) {
+					t.Errorf("%s: %s %v", name, p.Value, err)
+				}
+				if err := m.SettleNow(ctx, name, envelope.EffectSent, ""); err != nil {
+					return err
+				}
+				if p, err = b.store.Get(ctx, p.Key); err != nil || !strings.Contains(string(p.Value), `{"name":"`+name+`","state":"sent"`) {
+					t.Errorf("%s: %s %v", name, p.Value, err)
+				}
+			}
+			return nil
+		})
+		id := b.send(one, "x", "do", nil)
+		b.pass(time.Minute)
+		if f := one.facts(id); !f.Acked {
+			t.Errorf("%s %s", f, f.Reason)
 		}
 	})
 }

@@ -199,7 +199,7 @@ func (m *Incoming) SettleNow(ctx context.Context, name string, state envelope.Ef
 func (m *Incoming) settleEffect(name string, state envelope.EffectState, ref string, window time.Duration) error {
 	j := m.j
 	j.mu.Lock()
-	err := error(ErrLeaseLost)
+	err := ErrLeaseLost
 	if m.lease.alive() {
 		err = j.del.Settle(name, state, ref, j.ib.b.cfg.Gateway, envelope.At(j.ib.b.now()))
 	}

@@ -230,6 +230,17 @@ func TestAwayFromTheLeader(t *testing.T) {
 		if owner("agent") != agent || owner("ranked") != "one" {
 			b.Errorf("agent moved from %s to %s, ranked is at %s", agent, owner("agent"), owner("ranked"))
 		}
+		// An operator wants it there: it stays.
+		if _, err := one.Transfer(b.Context(), "account", bus.TransferOptions{To: was, By: "op"}); err != nil {
+			t.Fatal(err)
+		}
+		b.pass(time.Minute)
+		if got := owner("account"); got != was {
+			b.Errorf("an operator wanted it at %s: %s", was, got)
+		}
+		if _, err := one.Transfer(b.Context(), "account", bus.TransferOptions{To: other, By: "op"}); err != nil {
+			t.Fatal(err)
+		}
 		// Both lead, as each says: it goes nowhere.
 		flags[1-lead].Store(true)
 		b.pass(time.Minute)

@@ -60,6 +60,8 @@ type served struct {
 	freeSince time.Time
 	// notBefore is when it takes the inbox again that it handed on.
 	notBefore time.Time
+	// wanted: an operator wants it here. It is set for the take only: the picture of after it has no handoff any more.
+	wanted bool
 }
 
 // Owner is who drains an agent's inbox.
@@ -276,6 +278,7 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			}
 			continue
 		}
+		s.wanted = el.namedLocked(id, now) && el.handoffs[id].By != ""
 		free = append(free, s)
 	}
 	el.mu.Unlock()
@@ -318,6 +321,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
 	}
 	ib := el.b.newInbox(s.spec, s.handler, session, pairs[1].ModifyIndex)
+	ib.wanted = s.wanted
 	if ib.unclean = pairs[3].Key != ""; ib.unclean {
 		// A forged one makes this owner careful, and nothing else.
 		if _, err := el.claim(trust.KindTerm, s.spec.ID, &pairs[3]); err != nil {
@@ -332,7 +336,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 		return nil
 	}
 	el.terms[s.spec.ID] = ib
-	s.freeSince = time.Time{}
+	s.freeSince, s.wanted = time.Time{}, false
 	el.serves[s.spec.ID] = s
 	el.mu.Unlock()
 	el.b.emit(Event{Event: EventOwned, At: now, Gateway: el.b.cfg.Gateway, To: s.spec.ID})

@@ -67,6 +67,8 @@ type Event struct {
 	// Refusal is why something was not believed (the words are trust.Reason's), and Key the id of the key that it names.
 	Refusal string `json:"refusal,omitempty"`
 	Key     string `json:"key,omitempty"`
+	// PassedOn is the agent to which the message went on, in the receipt that says so.
+	PassedOn string `json:"passed_on,omitempty"`
 	// By is the gateway that made the transition a receipt tells of.
 	By string `json:"by,omitempty"`
 	// Millis is the time since the message was made, by this gateway's clock.

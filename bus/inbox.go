@@ -107,6 +107,8 @@ type inbox struct {
 	resident  sync.WaitGroup
 	caughtUp  chan struct{}
 	gather    gathering
+	// wanted: an operator gave it to this gateway.
+	wanted bool
 	// began is when the lock was surely this term's, on the monotonic clock.
 	began    time.Time
 	door     *door         // bounds concurrent handlers
@@ -500,7 +502,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 			continue
 		}
 		j := &job{ib: ib, src: s, entry: le, lane: seq, item: i, env: env,
-			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent}}
+			del: envelope.Delivery{State: envelope.Queued, Hops: it.Hops, QueuedAt: &e.At, AttemptID: it.AttemptID, For: it.For, Spent: it.Spent, Keys: it.Keys}}
 		if err := j.misplaced(); err != nil {
 			ib.buryItem(le, s, it, i, envelope.ClassUndeliverable, err)
 			continue
@@ -628,12 +630,20 @@ func validID(id string) bool {
 	return len(id) == 36 && !strings.ContainsAny(id, "/ \n")
 }
 
+// buriedBytes bounds the dead letter of what cannot be read; what is longer keeps its beginning.
+const buriedBytes = 256 << 10
+
 // bury writes a dead letter for something that has no job.
 func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.Class, cause error) {
 	now := envelope.At(ib.b.now())
 	d := envelope.Delivery{State: envelope.DeadLetter, DeadAt: &now, Class: class, LastError: cause.Error(), Owner: ib.b.cfg.Gateway}
 	if len(raw) > envelope.MaxEncoded {
 		raw = raw[:envelope.MaxEncoded]
+	}
+	record := mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from})
+	if len(record) > buriedBytes {
+		// Zeros take six bytes each as JSON: a record that the store refuses would hold the lane up for ever.
+		record = mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw[:buriedBytes/16], "\uFFFD"), From: s.from})
 	}
 	if le.open == 0 { // a whole entry, not one of its items
 		s.mu.Lock()
@@ -647,7 +657,7 @@ func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.C
 	ib.b.writer.submit(&unit{
 		ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}},
 		receipts: []ownedReceipt{{s, receipt{IDs: []string{id}, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
-		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: ib.b.sign(trust.KindRecord, deadKey(ib.spec.ID, id), mustEncode(deadRecord{Delivery: d, Raw: strings.ToValidUTF8(raw, "\uFFFD"), From: s.from}))}},
+		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: ib.b.sign(trust.KindRecord, deadKey(ib.spec.ID, id), record)}},
 		done: func(err error) {
 			if err == nil {
 				ib.b.emit(ev)

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -22,6 +23,8 @@ type Incoming struct {
 	env *envelope.Sealed
 	// began is when this attempt did, on the monotonic clock.
 	began time.Time
+	// key is that of an encrypted payload.
+	key trust.ContentKey
 
 	mu    sync.Mutex
 	asks  int
@@ -167,6 +170,7 @@ func (m *Incoming) replyLocked(payload []byte) error {
 		ID: envelope.DerivedID(e.MessageID, "reply"), To: envelope.Address{Agent: e.ReplyTo}, From: m.j.ib.spec.ID,
 		InReplyTo: e.MessageID, CorrelationID: e.CorrelationID, ConversationID: e.ConversationID, MaxHops: e.MaxHops,
 		Capability: e.Capability, Payload: payload, Traceparent: e.Traceparent, Terminal: true, Budget: m.budget, reserved: true,
+		secret: e.Encrypted(),
 	}
 	if err := m.addLocked(o, m.pathOn()); err != nil {
 		return err
@@ -296,14 +300,26 @@ func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, er
 	if out.ID == "" {
 		// The content is part of the name: a handler that asks something else when it
 		// runs again must not be given the old question's answer.
-		h := sha256.Sum256(append([]byte(out.To.String()+"\x00"+out.Capability+"\x00"), out.Payload...))
-		out.ID = envelope.DerivedID(e.MessageID, m.j.life()+step+"/"+hex.EncodeToString(h[:8]))
+		out.ID = envelope.DerivedID(e.MessageID, m.j.life()+step+"/"+m.contentOf(out))
 	}
+	out.secret = out.secret || e.Encrypted()
 	hops := m.pathOn()
 	if err := envelope.CheckPath(hops, out.To.Agent, out.MaxHops); err != nil {
 		return nil, err
 	}
 	return hops, nil
+}
+
+// contentOf names what is sent. Of what comes of an encrypted message the name is made with that one's key, which every owner of
+// the inbox has: a plain hash in the id would let anybody at the store try out guesses of the payload.
+func (m *Incoming) contentOf(out *Outgoing) string {
+	h := sha256.New()
+	if m.key != nil {
+		h = hmac.New(sha256.New, m.key)
+	}
+	h.Write([]byte(out.To.String() + "\x00" + out.Capability + "\x00"))
+	h.Write(out.Payload)
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // Forward passes this very message on to another agent, in the transaction that acks this delivery: same
@@ -326,12 +342,16 @@ func (m *Incoming) Forward(to envelope.Address) error {
 	if err := j.ib.b.roomFor(to.Agent); err != nil {
 		return err
 	}
+	keys, err := m.rewrap(to)
+	if err != nil {
+		return err
+	}
 	left, err := m.debitLocked(nil)
 	if err != nil {
 		return err
 	}
 	m.budget = left
-	on := &passedOn{to: to.Agent}
+	on := &passedOn{to: to.Agent, keys: keys}
 	if left != nil {
 		on.spent = spentOf(j.env.Budget, left, 0)
 	}
@@ -342,6 +362,7 @@ func (m *Incoming) Forward(to envelope.Address) error {
 type passedOn struct {
 	to    string
 	spent *envelope.Spent
+	keys  []string
 }
 
 // settle fixes what the ack sends: what is left of the budget is shared out, the reply's share
@@ -472,8 +493,11 @@ func (m *Incoming) Ask(ctx context.Context, out Outgoing) (*envelope.Sealed, err
 	if err != nil {
 		return nil, err
 	}
+	ans, err := m.believed(ctx, out)
+	if err != nil {
+		return nil, err
+	}
 	j.mu.Lock()
-	ans := j.answers[out.ID]
 	before := slices.Contains(j.asked, out.ID)
 	j.mu.Unlock()
 	switch {
@@ -507,14 +531,13 @@ func (m *Incoming) awaitAnswer(ctx context.Context, lent *envelope.Budget, out O
 	defer ib.b.tracks.hold(out.ID, -1)
 	for {
 		j.mu.Lock()
-		ans := j.answers[out.ID]
 		if j.answered == nil {
 			j.answered = make(chan struct{})
 		}
 		answered := j.answered
 		j.mu.Unlock()
-		if ans != nil {
-			return ans, nil
+		if ans, err := m.believed(ctx, out); ans != nil || err != nil {
+			return ans, err
 		}
 		tr, changed, _ := ib.b.tracks.get(out.ID)
 		if tr.Facts.Dead {
@@ -567,8 +590,7 @@ func (m *Incoming) AskAll(ctx context.Context, outs []Outgoing) []Leg {
 			o.Budget = rest
 		}
 		if o.ID == "" {
-			h := sha256.Sum256(append([]byte(o.To.String()+"\x00"+o.Capability+"\x00"), o.Payload...))
-			o.ID = envelope.DerivedID(m.j.env.MessageID, m.j.life()+fmt.Sprintf("askall/%d/%d/%s", base, i, hex.EncodeToString(h[:8])))
+			o.ID = envelope.DerivedID(m.j.env.MessageID, m.j.life()+fmt.Sprintf("askall/%d/%d/%s", base, i, m.contentOf(&o)))
 		}
 		wg.Add(1)
 		go func() {

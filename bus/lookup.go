@@ -186,9 +186,12 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 				if json.Unmarshal(raw, &r) != nil || !slices.Contains(r.IDs, st.MessageID) {
 					continue
 				}
+				if e := st.Envelope; b.enforced() && e != nil && e.TargetAgent != agent && st.Facts.PassedOn == "" {
+					continue // whoever owns another inbox knows nothing of it
+				}
 				found = true
 				st.Where, st.State = p.Key, r.State
-				st.Facts.apply(Event{State: r.State, Class: r.Class, Reason: r.Error})
+				st.Facts.apply(Event{State: r.State, Class: r.Class, Reason: r.Error, PassedOn: r.To})
 				st.Delivery = &envelope.Delivery{State: r.State, Attempt: r.Attempt, Owner: r.Gateway, Class: r.Class, LastError: r.Error, DeliveredAt: r.DeliveredAt}
 				at := r.At
 				switch r.State {

@@ -113,7 +113,7 @@ func inOneOrder(jobs []*job) []*job {
 	}
 	sort.Slice(lanes, func(a, b int) bool { return lanes[a].from < lanes[b].from })
 	for _, l := range lanes {
-		slices.SortStableFunc(byLane[l], func(a, b *job) int { return placeInLane(a, b) })
+		slices.SortStableFunc(byLane[l], placeInLane)
 	}
 	if len(lanes) == 1 {
 		return byLane[lanes[0]]

@@ -48,6 +48,8 @@ type Outgoing struct {
 
 	// reserved: made by the bus itself, so its budget is filled in and its capability may be one of the mesh.
 	reserved bool
+	// secret: it comes of an encrypted message, and is encrypted itself.
+	secret bool
 }
 
 // ReservedCapability begins the capabilities that the bus answers itself; nobody else may send them.
@@ -96,6 +98,9 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 		Budget: o.Budget, Task: o.Task, Traceparent: o.Traceparent,
 		MaxAttempts: o.MaxAttempts, AckTimeout: envelope.MillisOf(o.AckTimeout), RetryDelay: envelope.MillisOf(o.RetryDelay),
 	}
+	if b.encrypts(&o) {
+		return b.sealEncrypted(e)
+	}
 	if len(o.Payload) > envelope.MaxPayload {
 		s, _, err := envelope.SealClaim(e)
 		return s, err
@@ -106,7 +111,7 @@ func (b *Bus) seal(o Outgoing) (*envelope.Sealed, error) {
 // Send puts a message into its target's inbox. When it returns nil the message is accepted: it
 // is durable in the store. Errors: envelope.ErrInvalid, [ErrTooLarge], [ErrUnknownAgent], [ErrInboxFull],
 // [ErrExpired], *envelope.BudgetError (nothing is left, so nothing was dispatched),
-// [ErrStopped], [ErrUnavailable] (nothing was written), [ErrOutcomeUnknown] (it may
+// [ErrNoEncryptionKey], [ErrStopped], [ErrUnavailable] (nothing was written), [ErrOutcomeUnknown] (it may
 // have been; the returned envelope has the id to look for or to send again).
 func (b *Bus) Send(ctx context.Context, o Outgoing) (*envelope.Sealed, error) {
 	all, err := b.sendAll(ctx, []Outgoing{o}, nil)
@@ -130,6 +135,12 @@ func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extr
 			return nil, err
 		}
 		s, err := b.seal(o)
+		if errors.Is(err, ErrNoEncryptionKey) {
+			// Nobody can read what is for nobody.
+			if terr := b.checkTarget(ctx, o.To); terr != nil {
+				err = terr
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -420,8 +431,12 @@ func (o *outbox) tell(agent string, receipts []json.RawMessage) {
 			ev := Event{Event: EventReceipt, At: envelope.At(o.b.now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
 			if e := o.b.tracks.envelope(id); e != nil {
 				ev = o.b.eventOf(EventReceipt, &e.Envelope)
+				if err := o.b.mayTellOf(&e.Envelope, agent); err != nil {
+					o.b.refuse(receiptsKey(o.b.cfg.Gateway, agent)+" of "+id, raw, err, "", agent)
+					continue
+				}
 			}
-			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By = r.State, r.Attempt, r.Class, r.Error, r.Gateway
+			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By, ev.PassedOn = r.State, r.Attempt, r.Class, r.Error, r.Gateway, r.To
 			o.b.emit(ev)
 		}
 	}

@@ -99,7 +99,7 @@ func (el *elector) leads() bool {
 // awayLocked is who should have what resides here, because this gateway's own server leads and that one's does not; "": nobody.
 // el.mu is held.
 func (el *elector) awayLocked(ib *inbox, now time.Time) string {
-	if _, ok := ib.handler.(Resident); !ok || el.leadsSince.IsZero() || now.Sub(el.leadsSince) < leaveSeat {
+	if _, ok := ib.handler.(Resident); !ok || ib.wanted || el.leadsSince.IsZero() || now.Sub(el.leadsSince) < leaveSeat {
 		return ""
 	}
 	mine := el.serves[ib.spec.ID]

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // What gateways ask each other about tasks.
@@ -36,6 +37,8 @@ type taskOrder struct {
 	// Attempt is which one of the task this is.
 	Attempt int             `json:"attempt"`
 	Task    json.RawMessage `json:"task"`
+	// Key is that of an encrypted task; the order is encrypted, too, then.
+	Key trust.ContentKey `json:"key,omitempty"`
 }
 
 // taskWork is the run of a task in the hands of a worker's handler.
@@ -176,9 +179,15 @@ func (t *queueTerm) await(ctx context.Context, m *Incoming, run *taskRun) (v tas
 	if at := j.del.ExpiresAt; at != nil {
 		life = at.Sub(b.now())
 	}
+	order := taskOrder{Queue: t.ib.spec.ID, Worker: run.Worker, Attempt: m.Attempt(), Task: j.env.Canonical()}
+	if j.env.Encrypted() {
+		if order.Key, err = b.contentKey(j.env, j.del.Keys); err != nil {
+			return v, err
+		}
+	}
 	ans, err := m.Ask(ctx, Outgoing{
 		ID: run.Question, ConversationID: run.Question, To: envelope.Address{Agent: run.Gateway}, From: b.cfg.Gateway,
-		Capability: opRun, Payload: mustEncode(taskOrder{Queue: t.ib.spec.ID, Worker: run.Worker, Attempt: m.Attempt(), Task: j.env.Canonical()}),
+		Capability: opRun, Payload: mustEncode(order),
 		TTL: min(max(life, time.Second), envelope.MaxTTL), MaxHops: envelope.MaxHops, AckTimeout: j.ackTimeout(), Terminal: true, reserved: true,
 	})
 	if err != nil {
@@ -239,8 +248,17 @@ func (b *Bus) runOrder(ctx context.Context, m *Incoming) error {
 	if err != nil {
 		return Never(envelope.ClassPoison, fmt.Errorf("the task of the order is not readable: %w", err))
 	}
-	if task, err = b.Resolve(ctx, task); err != nil {
+	if task, err = b.load(ctx, task); err != nil {
 		return err
+	}
+	if err := b.inTheClear(&task.Envelope); err != nil {
+		return Never(envelope.ClassUnauthorised, err)
+	}
+	if task.Encrypted() {
+		if task, err = openWith(task, o.Key); err != nil {
+			return err
+		}
+		m.key = o.Key
 	}
 	m.env, m.task = task, &taskWork{agent: w.spec.Agent, attempt: o.Attempt}
 	m.j.mu.Lock()

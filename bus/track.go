@@ -16,9 +16,11 @@ type Facts struct {
 	Acked     bool `json:"acked"`
 	Replied   bool `json:"replied"`
 	// Dead: given up; Class and Reason say why.
-	Dead   bool           `json:"dead"`
-	Class  envelope.Class `json:"class,omitempty"`
-	Reason string         `json:"reason,omitempty"`
+	Dead bool `json:"dead"`
+	// PassedOn is the agent that it was passed on to by the one that it was for; what follows comes from there.
+	PassedOn string         `json:"passed_on,omitempty"`
+	Class    envelope.Class `json:"class,omitempty"`
+	Reason   string         `json:"reason,omitempty"`
 }
 
 func (f Facts) String() string {
@@ -151,6 +153,9 @@ func (f *Facts) apply(ev Event) {
 		f.Delivered = true
 	case envelope.Acked:
 		f.Delivered, f.Acked = true, true
+		if ev.PassedOn != "" {
+			f.PassedOn = ev.PassedOn
+		}
 	case envelope.DeadLetter:
 		f.Dead, f.Class, f.Reason = true, ev.Class, ev.Reason
 	}

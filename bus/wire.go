@@ -53,6 +53,8 @@ type itemMeta struct {
 	For string `json:"for,omitempty"`
 	// Spent is what those who passed it on took off its budget.
 	Spent *envelope.Spent `json:"spent,omitempty"`
+	// Keys let those read an encrypted payload whom it was passed on to.
+	Keys []string `json:"keys,omitempty"`
 	// Proof shows that its source sent it, when that is not who passes it on.
 	Proof json.RawMessage `json:"proof,omitempty"`
 }
@@ -67,6 +69,8 @@ type receipt struct {
 	Attempt int            `json:"attempt,omitempty"`
 	Class   envelope.Class `json:"class,omitempty"`
 	Error   string         `json:"error,omitempty"`
+	// To is the agent that they were passed on to.
+	To string `json:"to,omitempty"`
 	// DeliveredAt is when the agent got (the first of) them, in receipts of a later state.
 	DeliveredAt *envelope.Time `json:"delivered_at,omitempty"`
 }
@@ -227,7 +231,7 @@ func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
 	b := make([]byte, 0, len(s.Canonical())+32)
 	b = append(b, `{"envelope":`...)
 	b = append(b, s.Canonical()...)
-	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil || len(meta.Proof) > 0 {
+	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil || len(meta.Keys) > 0 || len(meta.Proof) > 0 {
 		b = append(b, ',')
 		return append(b, mustEncode(meta)[1:]...)
 	}
@@ -236,7 +240,7 @@ func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
 
 // joins reports whether two receipts differ in the message and its moments only.
 func (r receipt) joins(o receipt) bool {
-	return r.State == o.State && r.Attempt == o.Attempt && r.Class == o.Class && r.Error == o.Error && r.Gateway == o.Gateway &&
+	return r.State == o.State && r.Attempt == o.Attempt && r.Class == o.Class && r.Error == o.Error && r.Gateway == o.Gateway && r.To == o.To &&
 		(r.DeliveredAt == nil) == (o.DeliveredAt == nil)
 }
 

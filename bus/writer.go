@@ -53,6 +53,7 @@ func (u *unit) send(x outgoing) {
 	to := x.s.TargetAgent
 	if x.forward != nil {
 		to, meta.For, meta.Spent = x.forward.to, x.forward.to, x.forward.spent
+		meta.Keys = x.forward.keys
 	}
 	if x.proof != nil {
 		meta.Proof = x.proof

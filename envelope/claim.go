@@ -65,7 +65,7 @@ func (s *Sealed) WithPayload(p json.RawMessage) (*Sealed, error) {
 // its own. It cannot be stored or sent.
 func (s *Sealed) Header() *Sealed {
 	e := s.Envelope
-	e.Payload = nil
+	e.Payload, e.Encryption = nil, nil
 	if e.Task != nil {
 		t := *e.Task
 		t.UniqueKey = strings.Clone(t.UniqueKey)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -19,7 +21,12 @@ const SignatureContext = "gatemesh/envelope/1"
 type Sealed struct {
 	Envelope
 	canonical []byte
+	// opened is set when the payload in memory is not the encrypted one of the canonical bytes.
+	opened *opened
 }
+
+// opened holds what lies outside of an encrypted envelope that was just sealed, if anything does.
+type opened struct{ outside json.RawMessage }
 
 // Seal validates e and fixes its canonical bytes. The envelope and what it points to
 // (payload, budget) must not be changed afterwards.
@@ -97,10 +104,14 @@ func (s *Sealed) decode() error {
 // may have other types, other keys and another canonical form.
 func otherMajor(b []byte) error {
 	var v struct {
-		SchemaVersion string `json:"schema_version"`
+		SchemaVersion string          `json:"schema_version"`
+		Encryption    json.RawMessage `json:"encryption"`
 	}
 	if json.Unmarshal(b, &v) != nil {
 		return nil //nolint:nilerr // then the other reason stands
+	}
+	if len(v.Encryption) == 0 && strings.HasPrefix(v.SchemaVersion, strconv.Itoa(EncryptedMajor)+".") {
+		return &VersionError{Got: v.SchemaVersion}
 	}
 	if err := checkVersion(v.SchemaVersion); errors.As(err, new(*VersionError)) {
 		return err
@@ -110,10 +121,11 @@ func otherMajor(b []byte) error {
 
 // checkCanonical refuses what the decoder would let through: white space outside
 // strings, deep nesting, and in the objects that this package reads (the envelope, its
-// budget and its task) keys that stand twice, keys that Go would fold into another one, and
+// budget, its task and its encryption) keys that stand twice, keys that Go would fold into another one, and
 // values that mean "absent". It does not check the grammar; the decoder does that.
 func checkCanonical(b []byte) error {
-	var keys [3]keySet // of the envelope, of its budget, of its task
+	var keys [3]keySet   // of the envelope, of its budget, of its task
+	var ofCipher *keySet // of its encryption, which few have
 	depth, inner, wantKey := 0, 0, false
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
@@ -138,7 +150,10 @@ func checkCanonical(b []byte) error {
 			wantKey = false
 			key, value := b[start:i], b[i+1:]
 			set := &keys[0]
-			if depth == 2 {
+			switch {
+			case depth == 2 && inner == len(keys):
+				set = ofCipher
+			case depth == 2:
 				set = &keys[inner]
 			}
 			if err := set.add(key); err != nil {
@@ -150,6 +165,8 @@ func checkCanonical(b []byte) error {
 					inner = 1
 				case "task":
 					inner = 2
+				case "encryption":
+					inner, ofCipher = len(keys), new(keySet)
 				default:
 					inner = 0
 				}

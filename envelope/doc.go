@@ -10,7 +10,7 @@
 // path, times stamped by the receiver, the last error. Both are JSON and meant to be
 // read in the Consul UI. [Schema] describes both to other languages.
 //
-// # Fields of an envelope (schema 1.1; plan, "Inter-Gateway Message Contract")
+// # Fields of an envelope (schema 1.1 and 2.0; plan, "Inter-Gateway Message Contract")
 //
 //	schema_version   "MAJOR.MINOR"; an unknown major is refused, an unknown minor is read
 //	message_id       UUID (ours are UUIDv7); with source_gateway the identity of the message
@@ -38,12 +38,14 @@
 //	                 it may be handled, before what, and what it is one of a kind of. Counts for every inbox,
 //	                 the unique ones for queues. With a not_before the ttl counts from there. A 1.0
 //	                 gateway keeps it unread: it handles such a message at once
+//	encryption       in 2.x, which is 1.x but for this; {suite, salt, keys}: the payload is a string, ciphertext in base64,
+//	                 and keys wrap its key once for each gateway that may read it. A gateway of 1.x refuses it
 //	traceparent      W3C Trace Context; one that is malformed is carried, not refused
 //
 // # Canonical bytes
 //
 // They are the JSON as the sender wrote it, keys in any order: UTF-8, no white space
-// outside strings, at most 256 deep. In the envelope, its budget and its task (not in the payload)
+// outside strings, at most 256 deep. In the envelope, its budget, task and encryption (not in the payload)
 // no key stands twice, keys are of a-z, 0-9 and "_", at most 32 of them, and a
 // field that is absent is left out, never null or an empty string. These rules bind
 // newer minors too; their fields are kept unread.

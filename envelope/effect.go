@@ -101,7 +101,8 @@ func (d *Delivery) Intend(e Effect) error {
 	// A new array: copies of d share the old one.
 	list := slices.Clone(d.Effects)
 	if at < 0 {
-		d.Effects = append(list, e)
+		list = append(list, e)
+		d.Effects = list
 		return nil
 	}
 	if old := list[at]; old.State.Open() || old.State.Made() {

@@ -77,6 +77,7 @@ type Envelope struct {
 	Terminal       bool            `json:"terminal,omitempty"`
 	Budget         *Budget         `json:"budget,omitempty"`
 	Task           *Task           `json:"task,omitempty"`
+	Encryption     *Encryption     `json:"encryption,omitempty"`
 	Traceparent    string          `json:"traceparent,omitempty"`
 }
 
@@ -222,7 +223,7 @@ var ErrInvalid = errors.New("invalid envelope")
 type VersionError struct{ Got string }
 
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("envelope schema_version %q is not supported (this build speaks %d.x): upgrade this gateway", clip(e.Got, 20), Major)
+	return fmt.Sprintf("envelope schema_version %q is not supported (this build speaks %d.x, and %d.x of what is encrypted): upgrade this gateway", clip(e.Got, 20), Major, EncryptedMajor)
 }
 
 // Is makes a VersionError an ErrInvalid.
@@ -237,6 +238,9 @@ func invalid(format string, args ...any) error {
 func (e *Envelope) Validate() error {
 	if err := checkVersion(e.SchemaVersion); err != nil {
 		return err
+	}
+	if e.Encryption == nil && e.SchemaVersion[0] != '1' {
+		return &VersionError{Got: e.SchemaVersion} // another 2.x than ours
 	}
 	for _, f := range [...]struct {
 		name, value string
@@ -295,6 +299,11 @@ func (e *Envelope) Validate() error {
 	}
 	if err := e.Task.validate(); err != nil {
 		return err
+	}
+	if e.Encryption != nil {
+		if err := e.validateEncryption(); err != nil {
+			return err
+		}
 	}
 	return e.Budget.validate()
 }
@@ -387,7 +396,7 @@ func checkVersion(v string) error {
 	if !ok || !number(major) || !number(minor) {
 		return invalid("schema_version %q is not MAJOR.MINOR", clip(v, 20))
 	}
-	if major != strconv.Itoa(Major) {
+	if major != strconv.Itoa(Major) && major != strconv.Itoa(EncryptedMajor) {
 		return &VersionError{Got: v}
 	}
 	return nil

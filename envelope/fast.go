@@ -58,6 +58,7 @@ func (e *Envelope) appendJSON(b []byte) ([]byte, bool) {
 	if e.Terminal {
 		b = append(b, `,"terminal":true`...)
 	}
+	b = e.Encryption.appendJSON(b)
 	opt(`,"traceparent":"`, e.Traceparent)
 	return append(b, '}'), true
 }
@@ -217,6 +218,9 @@ func (e *Envelope) setField(key string, value []byte) bool {
 		n, ok := smallNumber(value)
 		e.PayloadSize = n
 		return ok
+	case "encryption":
+		e.Encryption = new(Encryption)
+		return e.Encryption.decodeFast(value)
 	case "terminal":
 		e.Terminal = string(value) == "true"
 		return e.Terminal
@@ -228,6 +232,58 @@ func (e *Envelope) setField(key string, value []byte) bool {
 	}
 	*s = string(value[1 : len(value)-1])
 	return true
+}
+
+// appendJSON appends an encryption that was validated: nothing in it needs to be escaped.
+func (c *Encryption) appendJSON(b []byte) []byte {
+	if c == nil {
+		return b
+	}
+	b = append(b, `,"encryption":{"suite":"`...)
+	b = append(b, c.Suite...)
+	b = append(b, `","salt":"`...)
+	b = append(b, c.Salt...)
+	b = append(b, `","keys":[`...)
+	for i, k := range c.Keys {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '"')
+		b = append(b, k...)
+		b = append(b, '"')
+	}
+	return append(b, `]}`...)
+}
+
+// decodeFast reads what appendJSON writes, in that order, or reports that it is something else.
+func (c *Encryption) decodeFast(b []byte) bool {
+	text := func(before string) (s string, ok bool) {
+		if b, ok = bytes.CutPrefix(b, []byte(before)); !ok {
+			return "", false
+		}
+		n := bytes.IndexByte(b, '"')
+		if n < 0 || !plain(b[:n]) {
+			return "", false
+		}
+		s, b = string(b[:n]), b[n+1:]
+		return s, true
+	}
+	var ok bool
+	if c.Suite, ok = text(`{"suite":"`); !ok {
+		return false
+	}
+	if c.Salt, ok = text(`,"salt":"`); !ok {
+		return false
+	}
+	for before := `,"keys":["`; ; before = `,"` {
+		k, ok := text(before)
+		if !ok {
+			return false
+		}
+		if c.Keys = append(c.Keys, k); len(b) > 0 && b[0] == ']' {
+			return string(b) == "]}"
+		}
+	}
 }
 
 // smallNumber reads up to 15 digits without a leading zero.

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
 
 func fastSamples(tb testing.TB) [][]byte {
 	var all [][]byte
-	for _, path := range append(goldenFiles(tb, "v1.0"), goldenFiles(tb, "v1.1")...) {
+	for _, path := range slices.Concat(goldenFiles(tb, "v1.0"), goldenFiles(tb, "v1.1"), goldenFiles(tb, "v2.0-encrypted")) {
 		all = append(all, wire(tb, path))
 	}
 	return all

@@ -17,7 +17,7 @@ import (
 // FuzzDecode: whatever is read is canonical, keeps its bytes wherever it is held, means
 // the same when sealed anew, and fits the schema.
 func FuzzDecode(f *testing.F) {
-	for _, version := range []string{"v1.0", "v1.1", "v2.0"} {
+	for _, version := range []string{"v1.0", "v1.1", "v2.0", "v2.0-encrypted"} {
 		for _, path := range goldenFiles(f, version) {
 			f.Add(wire(f, path))
 		}
@@ -25,6 +25,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{}"a":1`))
 	f.Add([]byte(`{"budget":{"usd":1,"USD":2}}`))
 	f.Add([]byte(`{"task":{"priority":1,"priority":2}}`))
+	f.Add([]byte(`{"encryption":{"suite":"a","suite":"b"}}`))
 	schema := compileSchema(f, "")
 	f.Fuzz(func(t *testing.T, b []byte) { checkDecode(t, schema, b) })
 }
@@ -34,11 +35,11 @@ func FuzzDecode(f *testing.F) {
 func TestDecodeMutated(t *testing.T) {
 	pieces := []string{
 		`{`, `}`, `[`, `]`, `,`, `:`, `"`, `\`, `\"`, ` `, "\n", `null`, `""`, `0`, `-`, `e9`, `.5`, `true`, "\xff", "\u2028", "\u017f", `K`,
-		`"x":1,`, `"ttl":1,`, `"budget":{},`, `"task":{},`, `"task":{"priority":1,"priority":2},`, `"budget":{"usd":1,"usd":2},`, `"x":{"a":1,"a":2},`, `{"payload":null,`, `\u0000`, `\ud800`,
+		`"x":1,`, `"ttl":1,`, `"budget":{},`, `"task":{},`, `"task":{"priority":1,"priority":2},`, `"budget":{"usd":1,"usd":2},`, `"x":{"a":1,"a":2},`, `"encryption":{},`, `"suite":"a",`, `"a/0123456789abcdef/AA",`, `{"payload":null,`, `\u0000`, `\ud800`,
 	}
 	schema := compileSchema(t, "")
 	files := map[string]string{}
-	for _, version := range []string{"v1.0", "v1.1", "v2.0"} {
+	for _, version := range []string{"v1.0", "v1.1", "v2.0", "v2.0-encrypted"} {
 		for _, path := range goldenFiles(t, version) {
 			files[path] = string(wire(t, path))
 		}
@@ -76,6 +77,7 @@ func checkDecode(t failer, schema *jsonschema.Schema, b []byte) {
 	checkSealed(t, s)
 	checkKeys(t, b, "budget")
 	checkKeys(t, b, "task")
+	checkKeys(t, b, "encryption")
 	if err := schemaErr(t, schema, b); err != nil {
 		t.Fatalf("the schema refuses it: %v", err)
 	}

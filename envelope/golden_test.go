@@ -7,6 +7,8 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -31,7 +33,14 @@ func golden() map[string]Envelope {
 	task.Task = &Task{Priority: ptr(0), NotBefore: ptr(At(noon.Add(time.Hour))), UniqueKey: "backup <db> 1", UniqueFor: 3_600_000}
 	urgent := minimal()
 	urgent.SchemaVersion, urgent.Task = "1.1", &Task{Priority: ptr(MaxPriority)}
+	secret := minimal()
+	secret.SchemaVersion, secret.Payload = EncryptedVersion, json.RawMessage(`"c2VhbGVkIHdpdGggYSB0YWcgb2YgMTYgYnl0ZXM"`)
+	secret.Encryption = &Encryption{Suite: "x25519-hkdf-sha256-aes256gcm", Salt: "c2l4dGVlbiByYW5kb20gYg", Keys: []string{"gw-bobby/0123456789abcdef/d3JhcHBlZA", "gw-billy/fedcba9876543210/d3JhcHBlZCwgdG9v"}}
+	outside := full()
+	outside.SchemaVersion, outside.Payload, outside.Encryption = EncryptedVersion, json.RawMessage("null"), secret.Encryption
+	outside.PayloadSize, outside.PayloadSHA256 = 200_000, strings.Repeat("0f", 32)
 	return map[string]Envelope{
+		"v2.0-encrypted/minimal.json": secret, "v2.0-encrypted/outside.json": outside,
 		"v1.0/minimal.json": minimal(), "v1.0/full.json": full(), "v1.0/reply.json": reply, "v1.0/unicode.json": text,
 		"v1.1/task.json": task, "v1.1/urgent.json": urgent,
 	}
@@ -79,7 +88,7 @@ func TestGoldenWritten(t *testing.T) {
 func TestGoldenRead(t *testing.T) {
 	schema := compileSchema(t, "")
 	ours := golden()
-	for _, path := range append(goldenFiles(t, "v1.0"), goldenFiles(t, "v1.1")...) {
+	for _, path := range slices.Concat(goldenFiles(t, "v1.0"), goldenFiles(t, "v1.1"), goldenFiles(t, "v2.0-encrypted")) {
 		b := wire(t, path)
 		s, err := Decode(b)
 		if err != nil {

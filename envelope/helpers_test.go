@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,20 @@ func wildEnvelope() *rapid.Generator[Envelope] {
 			e.PayloadSize = often(rapid.Int64Range(1, MaxClaim), rapid.SampledFrom([]int64{0, -1, MaxClaim + 1})).Draw(t, "payload_size")
 			e.PayloadSHA256 = often(rapid.StringMatching(`[0-9a-f]{64}`), rapid.SampledFrom([]string{"", "00", strings.Repeat("A", 64), strings.Repeat("0", 65)})).Draw(t, "payload_sha256")
 			e.Payload = often(rapid.Just(json.RawMessage("null")), rapid.Just(json.RawMessage("1"))).Draw(t, "null")
+		}
+		if rapid.Uint8Range(0, 2).Draw(t, "encryption") == 0 {
+			wrap := often(rapid.StringMatching(`[a-z][a-z0-9-]{0,9}/[0-9a-f]{16}/[A-Za-z0-9+/]{1,60}`),
+				rapid.SampledFrom([]string{"", "//", "a/0123456789abcdef", "a/0123456789abcdef/", "-a/0123456789abcdef/AA", "a/0123456789ABCDEF/AA", "a/0123456789abcdef/AA==", "a/0123456789abcdef/" + strings.Repeat("A", maxWrap)}))
+			e.SchemaVersion = often(rapid.Just(EncryptedVersion), rapid.SampledFrom([]string{"2.7", "1.1", "3.0"})).Draw(t, "encrypted version")
+			e.Encryption = &Encryption{
+				Suite: often(rapid.StringMatching(`[a-z0-9-]{1,64}`), rapid.SampledFrom([]string{"", "A", "a b", strings.Repeat("a", 65)})).Draw(t, "suite"),
+				Salt:  often(rapid.StringMatching(`[A-Za-z0-9+/]{22}`), rapid.SampledFrom([]string{"", "AAAA", strings.Repeat("A", 23), strings.Repeat("=", 22)})).Draw(t, "salt"),
+				Keys:  often(rapid.SliceOfN(wrap, 1, 4), rapid.SampledFrom([][]string{{}, slices.Repeat([]string{"a/0123456789abcdef/AA"}, MaxReaders+1)})).Draw(t, "keys"),
+			}
+			if e.PayloadSHA256 == "" {
+				e.Payload = often(rapid.Map(rapid.StringMatching(`[A-Za-z0-9+/]{22,90}`), func(s string) json.RawMessage { return json.RawMessage(`"` + s + `"`) }),
+					rapid.SampledFrom([]json.RawMessage{json.RawMessage(`""`), json.RawMessage(`"AAAAAAAAAAAAAAAAAAAAA"`), json.RawMessage(`"AAAAAAAAAAAAAAAAAAAAAAAA=="`), json.RawMessage("null"), json.RawMessage("{}")})).Draw(t, "cipher")
+			}
 		}
 		if rapid.Bool().Draw(t, "budget") {
 			e.Budget = &Budget{

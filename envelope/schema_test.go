@@ -43,7 +43,7 @@ func readSchema(t *testing.T) schemaDoc {
 // and requires those that are always written.
 func TestSchemaNamesTheFields(t *testing.T) {
 	d := readSchema(t)
-	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "task": Task{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}, "effect": Effect{}} {
+	for def, v := range map[string]any{"envelope": Envelope{}, "budget": Budget{}, "task": Task{}, "encryption": Encryption{}, "delivery": Delivery{}, "hop": Hop{}, "failure": Failure{}, "effect": Effect{}} {
 		var fields, required []string
 		for f := range reflect.TypeOf(v).Fields() {
 			name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -81,6 +81,8 @@ func TestSchemaLists(t *testing.T) {
 		{"ttl", d.Defs["envelope"].Properties["ttl"].Maximum.String(), fmt.Sprint(MaxTTL.Milliseconds())},
 		{"max_attempts", d.Defs["envelope"].Properties["max_attempts"].Maximum.String(), fmt.Sprint(MaxAttempts)},
 		{"payload_size", d.Defs["envelope"].Properties["payload_size"].Maximum.String(), fmt.Sprint(MaxClaim)},
+		{"readers", d.Defs["encryption"].Properties["keys"].MaxItems, MaxReaders},
+		{"wrapped", d.Defs["wrapped"].MaxLength, maxWrap},
 		{"redrives", d.Defs["delivery"].Properties["redrives"].MaxItems, maxFailures},
 		{"max_hops", d.Defs["envelope"].Properties["max_hops"].Maximum.String(), fmt.Sprint(MaxHops)},
 		{"label", d.Defs["label"].MaxLength, maxLabel},
@@ -227,7 +229,7 @@ func TestSchemaOfDelivery(t *testing.T) {
 	schema := compileSchema(t, "#/$defs/delivery")
 	rapid.Check(t, func(t *rapid.T) {
 		d := Delivery{State: Queued, QueuedAt: ptr(At(noon)), Hops: []Hop{{"gw-jerry", "jerry", At(noon)}}, Owner: "gw-bobby",
-			For: "billy", AttemptID: "try-2", Spent: &Spent{Messages: 1, Tokens: 2, USD: 0.5}}
+			For: "billy", AttemptID: "try-2", Spent: &Spent{Messages: 1, Tokens: 2, USD: 0.5}, Keys: []string{"gw-bobby/0123456789abcdef/AA"}}
 		for range rapid.IntRange(0, 60).Draw(t, "steps") {
 			to := rapid.SampledFrom(States).Draw(t, "to")
 			if d.State == DeadLetter && rapid.Bool().Draw(t, "redrive") {

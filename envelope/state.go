@@ -96,12 +96,14 @@ const (
 	ClassCancelled Class = "cancelled"
 	// ClassUnknown: whether an effect of it outside of the mesh was made cannot be found out.
 	ClassUnknown Class = "unknown"
+	// ClassUnreadable: its payload is encrypted, and cannot be decrypted where it arrived.
+	ClassUnreadable Class = "unreadable"
 )
 
 // Classes lists all classes.
 var Classes = []Class{
 	ClassRetry, ClassTimeout, ClassCrashed,
-	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable, ClassCancelled, ClassUnknown,
+	ClassExhausted, ClassExpired, ClassPoison, ClassVersion, ClassHops, ClassUnauthorised, ClassBudget, ClassUndeliverable, ClassCancelled, ClassUnknown, ClassUnreadable,
 }
 
 // Retryable reports whether another attempt can help.
@@ -128,6 +130,8 @@ type Delivery struct {
 	Hops []Hop `json:"hops,omitempty"`
 	// For is the agent that it was passed on to, when that is not its target_agent.
 	For string `json:"for,omitempty"`
+	// Keys are the keys of an encrypted payload for the readers that those who passed it on added, as in [Encryption].
+	Keys []string `json:"keys,omitempty"`
 	// AttemptID is the sender's name for the try by which it came.
 	AttemptID string `json:"attempt_id,omitempty"`
 	// Spent is what was taken off its budget so far.

@@ -169,6 +169,7 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 			return nil, nil, fmt.Errorf("reload: %w", err)
 		}
 	}
+	g.confidentiality.set(cfg)
 	if slices.Contains(changed, "mesh.log.level") {
 		g.log.SetLevel(hclog.LevelFromString(cfg.Mesh.Log.Level))
 	}
@@ -191,6 +192,8 @@ func (g *Gateway) fixed(key string, cfg *Config) bool {
 	case strings.HasPrefix(key, "mesh.retry"), key == "mesh.resultRetention", key == "mesh.log.json",
 		strings.HasPrefix(key, "agents.") && strings.HasSuffix(key, ".maxConcurrent"):
 		return true
+	case strings.HasPrefix(key, "mesh.confidentiality."):
+		return g.identity.ring == nil
 	case key == "mesh.maxPayload":
 		return cfg.Mesh.MaxPayload > g.start.Mesh.MaxPayload
 	}

@@ -230,7 +230,9 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	}
 	s.Streams, _ = g.hub.stats()
 	s.Key, s.Trust, s.TrustVersion = g.identity.state()
+	s.Confidentiality = g.confidentiality.Load().Mode
 	if b := g.bus.Load(); b != nil {
+		s.EncryptionKeys = b.EncryptionKeys()
 		for _, o := range b.Owners() {
 			if o.Gateway == g.name && o.Agent != g.name {
 				s.Owned = append(s.Owned, o.Agent)

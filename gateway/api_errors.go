@@ -42,6 +42,7 @@ var errorCodes = []struct {
 	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrClosed, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrContended, http.StatusServiceUnavailable, CodeContended},
+	{bus.ErrNoEncryptionKey, http.StatusServiceUnavailable, CodeNoEncryptionKey},
 	{bus.ErrUntrusted, http.StatusServiceUnavailable, CodeUntrusted},
 	{bus.ErrForbidden, http.StatusServiceUnavailable, CodeStoreForbidden},
 	{bus.ErrUnavailable, http.StatusServiceUnavailable, CodeStoreUnavailable},

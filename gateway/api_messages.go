@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -243,23 +244,33 @@ func statusOf(id string, tr bus.Track) MessageStatus {
 			st.State = ev.State
 		}
 	}
-	if tr.Reply != nil {
-		st.Text = agent.Text(tr.Reply.Payload)
-	}
+	st.answer()
 	return st
 }
 
 func wholeStatus(s bus.Status) MessageStatus {
 	st := MessageStatus{Status: s}
-	if s.Reply != nil {
-		st.Text = agent.Text(s.Reply.Payload)
-	}
+	st.answer()
 	return st
 }
 
-// resolve fetches an answer that does not travel in its envelope.
+// answer shows the answer as far as it is in memory. That of an encrypted one is readable at the gateway that asked, alone.
+func (st *MessageStatus) answer() {
+	switch r := st.Reply; {
+	case r == nil:
+	case r.Closed():
+		st.Text = "(encrypted for " + strings.Join(r.Readers(), ", ") + ")"
+	default:
+		st.Text = agent.Text(r.Payload)
+		if r.Encrypted() {
+			st.ReplyPayload = r.Payload
+		}
+	}
+}
+
+// resolve fetches an answer that does not travel in its envelope, and decrypts it if this gateway may read it.
 func (st *MessageStatus) resolve(ctx context.Context, b *bus.Bus) {
-	if st.Reply == nil || !st.Reply.Claimed() {
+	if st.Reply == nil || !st.Reply.Claimed() && !st.Reply.Closed() {
 		return
 	}
 	full, err := b.Resolve(ctx, st.Reply)

@@ -146,7 +146,7 @@ type MessageStatus struct {
 	bus.Status
 	// Text is the answer for people, when there is one.
 	Text string `json:"text,omitempty"`
-	// ReplyPayload is the payload of an answer that is too large to travel in its envelope.
+	// ReplyPayload is the payload of an answer that is encrypted, or too large to travel in its envelope.
 	ReplyPayload json.RawMessage `json:"reply_payload,omitempty"`
 	// TimedOut: waiting ended before what was waited for.
 	TimedOut bool `json:"timed_out,omitempty"`
@@ -171,6 +171,10 @@ type StatusResponse struct {
 	Key          string `json:"key"`
 	Trust        string `json:"trust"`
 	TrustVersion uint64 `json:"trust_version,omitempty"`
+	// Confidentiality is mesh.confidentiality.mode, and EncryptionKeys are the keys of the trust set's gateways that payloads are
+	// encrypted for; none in an open mesh.
+	Confidentiality string              `json:"confidentiality"`
+	EncryptionKeys  []bus.EncryptionKey `json:"encryption_keys,omitempty"`
 	// Caller is the token of who asks, and Role what it may do.
 	Caller string `json:"caller,omitempty"`
 	Role   string `json:"role"`
@@ -267,6 +271,7 @@ const (
 	CodeChannel          = "channel_failed"     // 409, 502: the vendor of a channel refused it
 	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
+	CodeNoEncryptionKey  = "no_encryption_key"  // 503: a gateway that may run the target has no key to encrypt for; nothing was written
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway
 	CodeOutcomeUnknown   = "outcome_unknown"    // 504: may be accepted; MessageID says which
 	CodeTimeout          = "timeout"            // 504: the store did not answer in time

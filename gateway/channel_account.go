@@ -295,7 +295,7 @@ func (a *account) outgoing(e ChannelEvent) (bus.Outgoing, error) {
 }
 
 // channelAttempts is how often an event is handled before it is given up; it expires before.
-const channelAttempts = 500
+const channelAttempts = envelope.MaxAttempts
 
 // conversation is the same for all that is said in one place.
 func (a *account) conversation(p ChannelPeer, thread string) string {

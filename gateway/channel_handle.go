@@ -21,7 +21,7 @@ const (
 	// flightTime is how long after its owner could begin nothing more a post may still arrive.
 	flightTime = 2 * time.Second
 	// findTries is how often the vendor is asked about a post before it is given up as unknown.
-	findTries = 6
+	findTries = 4
 	// sayMargin is what is left of an event's life when its sender is told that there is no answer.
 	sayMargin = 20 * time.Second
 	// maxParts is how many posts one text becomes at most, but for the one that says so; each is an effect of the message.

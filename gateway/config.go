@@ -72,9 +72,10 @@ type MeshConfig struct {
 	Log               LogConfig     `json:"log" cfg:"live" doc:"Our log, on standard error."`
 	Service           ServiceConfig `json:"service" doc:"The entry in Consul's catalog."`
 
-	Identity IdentityConfig `json:"identity" doc:"The key that this gateway signs with."`
-	Trust    TrustConfig    `json:"trust" doc:"Whose signatures count."`
-	Audit    AuditConfig    `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
+	Identity        IdentityConfig        `json:"identity" doc:"The key that this gateway signs with."`
+	Trust           TrustConfig           `json:"trust" doc:"Whose signatures count."`
+	Confidentiality ConfidentialityConfig `json:"confidentiality" cfg:"live" doc:"Which payloads are encrypted, so that whoever reads the store sees headers only."`
+	Audit           AuditConfig           `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
 
 	ChannelKeys []string `json:"channelKeys" cfg:"secret" doc:"Keys of 32 bytes in base64 that encrypt the channels' credentials in the store, the same on all gateways; the first one encrypts, all decrypt. Empty: GATEMESH_CHANNEL_KEY, where a comma separates them; else channels that keep credentials (whatsapp) cannot run. gatemesh channels key makes one."`
 }

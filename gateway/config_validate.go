@@ -188,6 +188,7 @@ func (v *configValidator) mesh() {
 			v.errorf("mesh.trust.enrollToken", "is for the gateway %q; this one is %q", t.Gateway, m.Gateway)
 		}
 	}
+	v.confidentiality()
 	var wrong *policyError
 	if _, err := NewPolicy(m.Policy, m.Gateway); errors.As(err, &wrong) {
 		v.errorf("mesh.policy."+wrong.at, "%s", wrong.message)

@@ -51,6 +51,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	}
 	cfg.Signer, cfg.Trust, cfg.Anchor, cfg.JoinToken = g.identity.signer, g.identity.verifier, g.identity.anchor, g.identity.token
 	cfg.Marks = g.identity.marks
+	if g.identity.ring != nil {
+		cfg.Keyring, cfg.Confidential = g.identity.ring, g.confidentiality.of
+	}
 	if check != "" {
 		cfg.SessionChecks = []string{check}
 	}

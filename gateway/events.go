@@ -12,7 +12,7 @@ import (
 func (g *Gateway) observe(b *bus.Bus, ev bus.Event) {
 	if ev.Event == bus.EventReplied && b != nil {
 		// The bus shows a payload as it is; people want an object's text.
-		if tr, _, ok := b.Track(ev.MessageID); ok && tr.Reply != nil {
+		if tr, _, ok := b.Track(ev.MessageID); ok && tr.Reply != nil && !tr.Reply.Encrypted() {
 			ev.Text = clipText(agent.Text(tr.Reply.Payload), maxEventText)
 		}
 	}

@@ -54,14 +54,16 @@ type Gateway struct {
 
 	settings atomic.Pointer[settings]
 	policy   livePolicy
-	agents   map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
-	accounts map[string]*account   // of channels, by inbox
-	router   atomic.Pointer[Router]
-	chats    *chats
-	metrics  *metrics
-	hub      *hub
-	ids      idLocks
-	guard    atomic.Pointer[guard]
+
+	confidentiality liveConfidentiality
+	agents          map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
+	accounts        map[string]*account   // of channels, by inbox
+	router          atomic.Pointer[Router]
+	chats           *chats
+	metrics         *metrics
+	hub             *hub
+	ids             idLocks
+	guard           atomic.Pointer[guard]
 	// Requests refused for a wrong token, and for none.
 	wrong, missing attempts
 
@@ -146,6 +148,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	}
 	g.refusals = rate.NewLimiter(1, 20)
 	g.settings.Store(settingsOf(cfg))
+	g.confidentiality.set(cfg)
 	if err := g.policy.set(cfg); err != nil {
 		return nil, err
 	}

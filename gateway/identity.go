@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
@@ -18,6 +19,7 @@ const (
 	pinFile      = "trust-set.json"
 	AuditDir     = "audit"
 	marksFile    = "lanes.json"
+	ringFile     = "encryption-keys.json"
 )
 
 // PinnedSet reads the newest trust set that a gateway has accepted, from its state directory; nil when there is none.
@@ -41,6 +43,8 @@ type identity struct {
 	signer   *trust.Signer
 	anchor   *trust.Anchor
 	verifier *trust.Verifier
+	// ring are the keys that payloads for this gateway are encrypted for; nil: the mesh is open, or there is nowhere to keep them.
+	ring *trust.Keyring
 	// marks is the file of how far the lanes had come; "": none.
 	marks string
 	// loose is why the key does not outlive the process, if so.
@@ -92,6 +96,14 @@ func openIdentity(cfg *Config, dir string) (*identity, error) {
 	id.verifier = trust.NewVerifier(mesh, cfg.Mesh.Trust.Mode == "enforce")
 	if set := id.anchor.Set(); set != nil {
 		id.verifier.Use(set)
+	}
+	if dir != "" && (id.anchor.Pinned() || id.verifier.Enforced()) {
+		if id.ring, err = trust.OpenKeyring(filepath.Join(dir, ringFile)); err != nil {
+			return nil, err
+		}
+	}
+	if mode := cfg.Mesh.Confidentiality.Mode; id.ring == nil && cfg.Mesh.Confidentiality.level() != bus.InTheClear {
+		return nil, fmt.Errorf("mesh.confidentiality.mode is %q, and there is no directory to keep this gateway's encryption keys in: set mesh.dataDir", mode)
 	}
 	return id, nil
 }

@@ -233,6 +233,8 @@ func (n *failoverNode) move(ctx context.Context, to string) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			n.tell(failoverLine{What: "error", Text: err.Error()})
+			return
 		}
 	}
 }

@@ -34,6 +34,18 @@ var attacks = []contract{
 	{"RevokedOwner", revokedOwner},
 	{"NotInTheSet", notInTheSet},
 	{"ForwardedWithProof", forwardedWithProof},
+	{"ChangedInFlight", changedInFlight},
+	{"MovedEntries", movedEntries},
+	{"SpoiltValues", spoiltValues},
+	{"Deletions", deletions},
+	{"CrossSigned", crossSigned},
+	{"ForgedResult", forgedResult},
+	{"NotTheOperator", notTheOperator},
+	{"StolenReceipts", stolenReceipts},
+	{"StolenAnswer", stolenAnswer},
+	{"StolenOrders", stolenOrders},
+	{"StolenRecords", stolenRecords},
+	{"StolenQueue", stolenQueue},
 }
 
 // tally counts what an agent was handed, by text.
@@ -96,7 +108,9 @@ func (w *world) value(key string) []byte {
 // refuses waits until the node tells of a refusal for this reason.
 func (n *node) refuses(r trust.Reason) bus.Event {
 	n.w.Helper()
-	return n.waitFor(func(ev bus.Event) bool { return ev.Event == bus.EventRefused && ev.Refusal == string(r) })
+	ev := n.waitFor(func(ev bus.Event) bool { return ev.Event == bus.EventRefused && ev.Refusal == string(r) })
+	n.w.seen(fmt.Sprintf("event refused (%s) at %s", r, strings.TrimSuffix(n.Gateway(), "-"+n.w.tag)))
+	return ev
 }
 
 // sendAll sends messages with these texts, one after another.
@@ -119,20 +133,24 @@ func forgedBell(w *world) {
 	jerry.until(jerry.sendTexts("bob", "two")[0], acked)
 	jerry.until(jerry.sendTexts("carol", "three")[0], acked)
 
+	w.attack(Writer, "unsigned bell", "a bell that promises a thousand messages, so that the owner passes over what comes")
 	w.put(w.bell(jerry, "bob"), []byte(`{"seq":1000,"count":1000}`))
 	bobby.refuses(trust.Unsigned)
 	jerry.until(jerry.sendTexts("bob", "four")[0], acked)
 	jerry.refuses(trust.Unsigned)
 
+	w.attack(Writer, "bell of another lane", "the same gateway's true bell for another agent")
 	w.put(w.bell(jerry, "bob"), w.value(w.bell(jerry, "carol")))
 	bobby.refuses(trust.BadSignature)
 	jerry.until(jerry.sendTexts("bob", "five")[0], acked)
 
+	w.attack(Writer, "raised bell", "a true bell with a greater number")
 	raised := bytes.Replace(w.value(w.bell(jerry, "bob")), []byte(`{"seq":`), []byte(`{"seq":9`), 1)
 	w.put(w.bell(jerry, "bob"), raised)
 	bobby.refuses(trust.BadSignature)
 	jerry.until(jerry.sendTexts("bob", "six")[0], acked)
 
+	w.attack(Writer, "old bell", "a bell of before")
 	w.put(w.bell(jerry, "bob"), old) // true, and said before: the owner has taken it, the sender knows better
 	jerry.until(jerry.sendTexts("bob", "seven")[0], acked)
 	jerry.refuses(trust.Replay)
@@ -147,6 +165,7 @@ func forgedIdleBell(w *world) {
 	jerry.until(jerry.sendTexts("bob", "one")[0], acked)
 	first.stop()
 	id := jerry.sendTexts("bob", "two")[0]
+	w.attack(Writer, "the only copy", "write over a bell that holds the only copy of a message, while nobody sends")
 	w.put(w.bell(jerry, "bob"), []byte(`{"seq":1,"count":1}`))
 	jerry.refuses(trust.Unsigned)
 	second := w.node("second")
@@ -172,13 +191,14 @@ func replayedEntries(w *world) {
 	w.put(lane[4].Key, bytes.Replace(lane[0].Value, []byte(`{"seq":2`), []byte(`{"seq":6`), 1)) // renumbered
 	second := w.node("second")
 	second.serve("bob", c.handle)
-	for i, want := range []bool{true, false, true, false, false} {
-		if want {
-			jerry.until(ids[i], acked)
-		} else if tr := jerry.until(ids[i], dead); tr.Facts.Class != envelope.ClassUnauthorised {
-			w.Errorf("message %d: class %s", i, tr.Facts.Class)
-		}
-	}
+	jerry.until(ids[0], acked)
+	w.attack(Writer, "replayed entry", "an entry once more, in the place of the next one")
+	jerry.gives(ids[1], envelope.ClassUnauthorised)
+	jerry.until(ids[2], acked)
+	w.attack(Writer, "changed payload", "another text in a true entry")
+	jerry.gives(ids[3], envelope.ClassUnauthorised)
+	w.attack(Writer, "renumbered entry", "an entry once more, with the number of its new place")
+	jerry.gives(ids[4], envelope.ClassUnauthorised)
 	jerry.until(jerry.sendTexts("bob", "seven")[0], acked)
 	c.want(w, "one", "two", "four", "seven")
 }
@@ -196,8 +216,10 @@ func forgedReceipts(w *world) {
 	ids := jerry.sendTexts("bob", "two", "three", "four")
 	key := w.cursor(jerry, "bob")
 	body := []byte(`{"cursor":100,"count":100,"page":0,"receipts":[]}`)
+	w.attack(Writer, "unsigned cursor", "receipts that say that everything was taken, so that the sender deletes its mail")
 	w.put(key, body)
 	jerry.refuses(trust.Unsigned)
+	w.attack(Thief, "cursor of another's inbox", "the same, signed by a gateway that may not host the agent")
 	w.put(key, mallory.SignRecord(trust.KindReceipts, key, time.Now(), body))
 	if ev := jerry.refuses(trust.NotHost); ev.Key != mallory.Key.ID() {
 		w.Errorf("whose it was is not told: %+v", ev)
@@ -220,12 +242,16 @@ func forgedLiveReceipts(w *world) {
 	key := w.cursor(jerry, "bob")
 	old := w.value(key)
 	jerry.until(jerry.sendTexts("bob", "two")[0], acked)
+	w.attack(Writer, "old receipts", "the receipts of before, while the owner runs")
 	w.put(key, old)
 	jerry.refuses(trust.Replay)
 	jerry.until(jerry.sendTexts("bob", "three")[0], acked)
+	w.attack(Writer, "forged receipts", "unsigned receipts, while the owner runs")
 	w.put(key, []byte(`{"cursor":100,"count":100,"page":7,"receipts":[]}`))
 	jerry.refuses(trust.Unsigned)
 	jerry.until(jerry.sendTexts("bob", "four")[0], acked)
+	w.attack(Writer, "spoilt receipts", "rubbish in the place of receipts, while the owner runs")
+	w.harmless()
 	w.put(key, []byte(`{rubbish`))
 	jerry.until(jerry.sendTexts("bob", "five")[0], acked)
 	c.want(w, "one", "two", "three", "four", "five")
@@ -257,6 +283,7 @@ func forgedRecords(w *world) {
 		return env.MessageID, record
 	}
 	pending := bus.Root + "pending/" + w.name("bob") + "/"
+	w.attack(Writer, "work without a signature", "a record of work that nobody asked for")
 	id, rec := forge("unsigned", envelope.Queued)
 	w.put(pending+id, rec)
 	id, rec = forge("stolen", envelope.Queued)
@@ -272,12 +299,19 @@ func forgedRecords(w *world) {
 	bobby := w.node("bobby")
 	bobby.serve("bob", c.handle)
 	seen := map[string]int{}
+	w.seen("event refused (unsigned) at bobby")
+	w.attack(Thief, "work of another's agent", "the same, signed by a gateway that may not host the agent")
+	w.seen("event refused (not_host) at bobby")
+	w.attack(Thief, "invented work", "the same, signed by one that may host it and cannot show who sent it")
+	w.seen("event refused (unsigned) at bobby")
 	for range 3 {
 		seen[bobby.waitFor(func(ev bus.Event) bool { return ev.Event == bus.EventRefused && strings.HasPrefix(ev.Reason, pending) }).Refusal]++
 	}
 	if seen[string(trust.Unsigned)] != 2 || seen[string(trust.NotHost)] != 1 {
 		w.Errorf("refused for %v", seen)
 	}
+	w.attack(Writer, "redrive of a forged dead letter", "an unsigned dead letter, and an operator who redrives it")
+	w.seen("answer of the redrive")
 	res, err := jerry.Redrive(w.ctx(), bus.DeadLetterFilter{Agent: w.name("bob"), IDs: []string{id}}, bus.RedriveOptions{By: "mallory"})
 	if err != nil || len(res) != 1 || res[0].Done {
 		w.Errorf("redrive of a forged dead letter: %+v, %v", res, err)
@@ -294,6 +328,7 @@ func forgedClaim(w *world) {
 	jerry.until(jerry.sendTexts("bob", "one")[0], acked)
 	key := bus.Root + "owners/agents/" + w.name("bob")
 	before := w.value(key)
+	w.attack(Writer, "claim without the lock", "another name in the lock of an inbox")
 	w.put(key, []byte(fmt.Sprintf(`{"agent":%q,"gateway":"mallory"}`, w.name("bob"))))
 	jerry.refuses(trust.Unsigned)
 	// The refusal is told of before the view of the owners changes.
@@ -302,6 +337,7 @@ func forgedClaim(w *world) {
 	bobby.stop()
 	second := w.node("second")
 	second.serve("bob", c.handle)
+	w.attack(Writer, "claim of a term that is over", "the true claim of the last owner in the lock of this one")
 	w.put(key, before) // the one of a term that is over
 	jerry.refuses(trust.Replay)
 	jerry.until(jerry.sendTexts("bob", "three")[0], acked)
@@ -311,16 +347,21 @@ func forgedClaim(w *world) {
 // forgeLane puts one signed entry into a gateway's lane to bob, without a bus.
 func (w *world) forgeLane(s *trust.Signer, seq uint64, item, canonical []byte) {
 	w.Helper()
+	w.forgeLaneTo(s, w.name("bob"), seq, item, canonical)
+}
+
+func (w *world) forgeLaneTo(s *trust.Signer, to string, seq uint64, item, canonical []byte) {
+	w.Helper()
 	at := envelope.At(time.Now())
 	tail := item[len(`{"envelope":`)+len(canonical) : len(item)-1]
-	h := &trust.EntryHead{Lane: bus.Root + "lanes/" + s.Gateway + "/" + w.name("bob") + "/", Seq: seq, Count: seq, Items: 1, Root: trust.Root([]trust.Hash{trust.Leaf(canonical, trust.MetaHash(tail))})}
+	h := &trust.EntryHead{Lane: bus.Root + "lanes/" + s.Gateway + "/" + to + "/", Seq: seq, Count: seq, Items: 1, Root: trust.Root([]trust.Hash{trust.Leaf(canonical, trust.MetaHash(tail))})}
 	st := s.SignEntry(h, at.Time)
 	stamp, err := envelope.Encode(at)
 	if err != nil {
 		w.Fatal(err)
 	}
 	entry := fmt.Appendf(nil, `{"seq":%d,"count":%d,"at":%s,"signed":%s,"items":[%s]}`, seq, seq, stamp, trust.AppendStamp(nil, &st), item)
-	w.put(bus.Root+"inbox/"+w.name("bob")+"/from/"+s.Gateway, fmt.Appendf(nil, `{"seq":%d,"count":%d,"entry":%s}`, seq, seq, entry))
+	w.put(bus.Root+"inbox/"+to+"/from/"+s.Gateway, fmt.Appendf(nil, `{"seq":%d,"count":%d,"entry":%s}`, seq, seq, entry))
 }
 
 // stolenKey: somebody has the key of a gateway that may host one agent, and says more with it.
@@ -360,6 +401,7 @@ func stolenKey(w *world) {
 		{"passed on by an agent of another", seal(jerry.Gateway(), "x", "evil", now), strings.Replace(passed, w.name("m"), w.name("bob"), 1), trust.NotHost},
 		{"dated back", seal(mallory.Gateway, w.name("m"), "evil", now.Add(time.Hour)), "", trust.OutOfTime},
 	} {
+		w.attack(Thief, attack.what, "an entry in the thief's own lane, signed with the stolen key")
 		say(uint64(i+1), attack.env, attack.tail)
 		if ev := bobby.refuses(attack.want); !strings.HasSuffix(ev.From, mallory.Gateway) {
 			w.Errorf("%s: whose it was is not told: %+v", attack.what, ev)
@@ -384,6 +426,7 @@ func revokedKey(w *world) {
 	first.stop()
 	thief.sendTexts("bob", "evil", "evil")
 	id := jerry.sendTexts("bob", "three")[0]
+	w.attack(Thief, "revoked key", "mail that waits from a gateway whose key was revoked since, and more of it")
 	w.trust.revoke(thief.Gateway())
 	if _, err := thief.Send(w.ctx(), thief.out("bob", "evil")); !errors.Is(err, bus.ErrUntrusted) {
 		w.Errorf("a revoked gateway sends: %v", err)
@@ -398,6 +441,8 @@ func revokedKey(w *world) {
 // notInTheSet: a gateway that nobody let in says so, and takes nothing.
 func notInTheSet(w *world) {
 	jerry := w.node("jerry")
+	w.attack(Writer, "a gateway that nobody let in", "a gateway of one's own beside the others, as a candidate for their agents")
+	w.seen("its own refusal to start work")
 	stranger := w.node("stranger", func(c *bus.Config) {
 		c.Signer = &trust.Signer{Mesh: w.trust.mesh, Gateway: c.Gateway, Key: trust.NewKey()}
 	})
@@ -454,6 +499,7 @@ func forgedRegistry(w *world) {
 	bobby.serve("bob", c.handle, "infra.check")
 	prefix := bus.Root + "agents/" + w.name("bob") + "/"
 	w.until(jerry.RegistryChanged, func() bool { return len(jerry.Agents("infra.check")) == 1 })
+	w.attack(Thief, "registry of another's agent", "the registry says that an agent runs at the thief's gateway and can do everything")
 	w.put(prefix+"gateway", []byte("mallory"))
 	w.put(prefix+"capabilities", []byte(`["everything"]`))
 	body := []byte(fmt.Sprintf(`{"fields":{"gateway":%q,"capabilities":"[\"everything\"]"}}`, mallory.Gateway))
@@ -502,6 +548,7 @@ func rolledBack(w *world) {
 	bell := w.value(w.bell(jerry, "bob"))
 	send("three")
 	send("four")
+	w.attack(Writer, "lane put back", "bell and cursor of before, while both ends are down")
 	jerry.stop()
 	bobby.stop()
 	w.put(w.bell(jerry, "bob"), bell)
@@ -524,6 +571,7 @@ func revokedOwner(w *world) {
 	if err := second.Serve(bus.AgentSpec{ID: w.name("bob"), Rank: 1}, bus.HandlerFunc(c.handle)); err != nil {
 		w.Fatal(err)
 	}
+	w.attack(Thief, "revoked owner", "a gateway whose key was revoked goes on owning an inbox")
 	w.trust.revoke(first.Gateway())
 	if err := first.Serve(bus.AgentSpec{ID: w.name("bob")}, bus.HandlerFunc(c.handle)); err != nil { // looks again, as it does with a new set
 		w.Fatal(err)

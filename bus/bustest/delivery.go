@@ -23,13 +23,27 @@ const longest = 30 * time.Second
 // implementation. open returns a new client of one and the same store at each call; the
 // suite uses names of its own in every subtest, so the store may be shared.
 func Delivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
-	deliver(t, asAnybody(open), false)
+	deliver(t, asAnybody(open), inTheOpen)
 }
 
 // SignedDelivery is [Delivery] in a mesh whose gateways sign, and believe nothing else.
 func SignedDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
-	deliver(t, asAnybody(open), true)
+	deliver(t, asAnybody(open), signed)
 }
+
+// ConfidentialDelivery is [SignedDelivery] with every payload encrypted, and what must not be seen looked for.
+func ConfidentialDelivery(t *testing.T, open func(t *testing.T) func() bus.Store) {
+	deliver(t, asAnybody(open), confidential)
+}
+
+// security is how much of it the meshes of the suite have.
+type security int
+
+const (
+	inTheOpen security = iota
+	signed
+	confidential
+)
 
 func asAnybody(open func(t *testing.T) func() bus.Store) func(t *testing.T) func(string) bus.Store {
 	return func(t *testing.T) func(string) bus.Store {
@@ -47,7 +61,7 @@ func DeliveryAs(t *testing.T, open func(t *testing.T) func(mesh bus.Topology, ga
 			_, tag, _ := strings.Cut(gateway, "-")
 			return o(tagged(mayDo, tag), gateway)
 		}
-	}, false)
+	}, inTheOpen)
 }
 
 // contract is a part of the suite.
@@ -56,7 +70,7 @@ type contract struct {
 	run  func(*world)
 }
 
-func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store, signed bool) {
+func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Store, sec security) {
 	parts := []contract{
 		{"SendAckReply", sendAckReply},
 		{"AskSurvivesItsHandler", askSurvives},
@@ -91,15 +105,21 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"TaskQueues", queues},
 	}
 	parts = append(parts, duties...)
-	if signed {
+	switch sec {
+	case signed:
 		parts = append(parts, attacks...)
+	case confidential:
+		parts = append(parts, secrets...)
 	}
 	for _, tc := range parts {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world{T: t, open: open(t), tag: strings.ReplaceAll(uuid.NewString()[:8], "-", "")}
 			_, w.slow = w.open("").(bus.Registrar)
-			if signed {
+			if sec >= signed {
 				w.trust = newTrusted(w.tag)
+			}
+			if sec == confidential {
+				w.trust.encrypting(w)
 			}
 			tc.run(w)
 		})
@@ -122,9 +142,9 @@ func sendAckReply(w *world) {
 	if tr.Reply.InReplyTo != s.MessageID || tr.Reply.CorrelationID != s.CorrelationID || tr.Reply.SourceAgent != w.name("bob") {
 		w.Errorf("reply does not belong: %+v", tr.Reply.Envelope)
 	}
-	// Any gateway finds it, answer included.
+	// Any gateway finds it, answer included; an encrypted one can be read by who asked.
 	st, err := bobby.Lookup(w.ctx(), s.MessageID)
-	if err != nil || st.State != envelope.Acked || st.Reply == nil || st.Reply.Text() != "re: hello" {
+	if err != nil || st.State != envelope.Acked || st.Reply == nil || st.Reply.Text() != "re: hello" && !st.Reply.Closed() {
 		w.Errorf("lookup from another gateway: %+v, %v", st, err)
 	}
 	if _, err := bobby.Lookup(w.ctx(), envelope.NewID()); !errors.Is(err, bus.ErrNotFound) {
@@ -397,7 +417,7 @@ func retries(w *world) {
 		w.Errorf("attempts: %v", attempts)
 	}
 	st, err := jerry.Lookup(w.ctx(), bad.MessageID)
-	if err != nil || st.State != envelope.DeadLetter || len(st.Delivery.Failures) != 3 || st.Envelope.Text() != "hopeless" {
+	if err != nil || st.State != envelope.DeadLetter || len(st.Delivery.Failures) != 3 || st.Envelope.Text() != "hopeless" && !st.Envelope.Encrypted() {
 		w.Errorf("the dead letter keeps everything: %+v %v", st, err)
 	}
 	w.noPending("bob")

@@ -165,7 +165,7 @@ func claim(w *world) {
 					return err
 				}
 				for _, k := range keys {
-					if strings.HasSuffix(k, "/0001") && !strings.Contains(k, id) {
+					if strings.HasSuffix(k, "0001") && !strings.Contains(k, id) {
 						if _, err := admin.Txn(context.Background(), []bus.Op{damage.op(k)}); err != nil {
 							return err
 						}

@@ -421,16 +421,25 @@ func writesPerMessage(w *world) {
 	}
 	ask() // loads lanes and settles the registry
 	ask()
-	jerry.store.ResetCounts()
-	bobby.store.ResetCounts()
-	const n = 20
-	for range n {
-		ask()
+	// A machine that pauses a handler for more than 10 ms makes it a slow one, with a write of its own. So what
+	// counts is the round that was paused least; a write too many is in all of them.
+	const n, rounds = 20, 5
+	fewest := int64(0)
+	for range rounds {
+		jerry.store.ResetCounts()
+		bobby.store.ResetCounts()
+		for range n {
+			ask()
+		}
+		if got := jerry.store.Writes() + bobby.store.Writes(); fewest == 0 || got < fewest {
+			fewest = got
+		}
+		if fewest <= 3*n {
+			break
+		}
 	}
-	// A machine that pauses a handler for more than 10 ms makes it a slow one, with a write of its
-	// own: two such pauses are let pass.
-	if got := jerry.store.Writes() + bobby.store.Writes(); got < 3*n || got > 3*n+2 {
-		w.Errorf("%d writes for %d questions with answers, want 3 each (jerry %d, bobby %d)", got, n, jerry.store.Writes(), bobby.store.Writes())
+	if fewest != 3*n {
+		w.Errorf("%d writes for %d questions with answers, want 3 each", fewest, n)
 	}
 }
 

@@ -50,6 +50,7 @@ func residentTerms(w *world) {
 		most.Store(max(most.Load(), inside.Add(1)))
 		terms <- t
 		<-ctx.Done()
+		<-time.After(50 * time.Millisecond) // it has something to close
 		inside.Add(-1)
 		return nil
 	}}

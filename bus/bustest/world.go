@@ -24,6 +24,8 @@ type world struct {
 	nodes []*node
 	// trust is set when the mesh believes signatures only.
 	trust *trusted
+	// book is where attacks are written down; nil: nowhere.
+	book *book
 }
 
 func (w *world) name(s string) string { return s + "-" + w.tag }
@@ -51,6 +53,7 @@ var mayDo = bus.Topology{
 	Gateways: []string{"user", "sender", "three"},
 	Agents: map[string][]string{
 		"bob":    {"jerry", "bobby", "billy", "first", "second", "third"},
+		"bob2":   {"billy"},
 		"hub":    {"first", "second"},
 		"helper": {"jerry", "billy"},
 		"one":    {"bobby"}, "two": {"bobby"}, "three": {"jerry"}, "chair": {"jerry"},

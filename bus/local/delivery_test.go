@@ -17,3 +17,5 @@ func shared(t *testing.T) func() bus.Store {
 func TestDelivery(t *testing.T) { bustest.Delivery(t, shared) }
 
 func TestSignedDelivery(t *testing.T) { bustest.SignedDelivery(t, shared) }
+
+func TestConfidentialDelivery(t *testing.T) { bustest.ConfidentialDelivery(t, shared) }

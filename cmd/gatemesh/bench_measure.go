@@ -63,7 +63,7 @@ const (
 // newBenchMesh starts the gateways; open makes a client of the store at a node's side.
 //
 // With a trust set everything is signed and judged, as in a mesh that is closed.
-func newBenchMesh(ctx context.Context, unsigned bool, open func(node int) (bus.Store, error)) (*benchMesh, error) {
+func newBenchMesh(ctx context.Context, o benchOptions, open func(node int) (bus.Store, error)) (*benchMesh, error) {
 	signers, verifier, err := benchTrust("bench-jerry", "bench-bobby", "bench-billy")
 	if err != nil {
 		return nil, err
@@ -83,8 +83,14 @@ func newBenchMesh(ctx context.Context, unsigned bool, open func(node int) (bus.S
 			return nil, err
 		}
 		cfg := bus.Config{Gateway: name, Store: countingStore{s, &m.writes}, Observe: observe, TTL: time.Hour, DrainGrace: time.Second}
-		if !unsigned {
+		if !o.unsigned {
 			cfg.Signer, cfg.Trust = signers[name], verifier
+		}
+		if o.encrypted {
+			if cfg.Keyring, err = trust.OpenKeyring(""); err != nil {
+				return nil, err
+			}
+			cfg.Confidential = func(string) bus.Confidentiality { return bus.RequireEncrypted }
 		}
 		b, err := bus.New(cfg)
 		if err != nil {

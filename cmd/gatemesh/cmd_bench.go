@@ -74,6 +74,8 @@ type benchOptions struct {
 	commit   string
 	short    bool
 	unsigned bool
+	// encrypted: payloads for three gateways each.
+	encrypted bool
 }
 
 func (a *app) benchCommand() *cobra.Command {
@@ -105,6 +107,7 @@ at most 2 writes a message.`,
 	f.DurationVar(&o.idle, "idle", time.Minute, "how long idle gateways are watched for writes")
 	f.BoolVar(&o.short, "short", false, "a quick run that judges nothing")
 	f.BoolVar(&o.unsigned, "unsigned", false, "without signatures, to see what they cost")
+	f.BoolVar(&o.encrypted, "encrypted", false, "with every payload encrypted, for three gateways, to see what that costs")
 	f.StringVar(&o.peer, "peer", "bin/tools/jetstreambench", "the program that measures NATS JetStream (make nats builds it)")
 	f.StringVar(&o.proof, "proof", "", "write the figures to this file")
 	f.StringVar(&o.commit, "commit", "", "the commit to name in the figures")
@@ -112,6 +115,9 @@ at most 2 writes a message.`,
 }
 
 func (a *app) bench(ctx context.Context, o benchOptions) error {
+	if o.encrypted && o.unsigned {
+		return failf(exitUsage, "--encrypted needs a trust set, so not --unsigned")
+	}
 	begin := time.Now()
 	if o.short {
 		o.rounds, o.messages, o.naive, o.idle, o.backlogs = min(o.rounds, 60), min(o.messages, 3000), min(o.naive, 600), min(o.idle, 3*time.Second), nil
@@ -243,7 +249,7 @@ func benchStore(ctx context.Context, name string, o benchOptions, say func(strin
 	default:
 		return nil, failf(exitUsage, "unknown store %q: want local, consul-1 or consul-3", name)
 	}
-	m, err := newBenchMesh(ctx, o.unsigned, open)
+	m, err := newBenchMesh(ctx, o, open)
 	if err != nil {
 		return nil, err
 	}

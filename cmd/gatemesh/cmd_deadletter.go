@@ -218,6 +218,8 @@ func (a *app) printDeadLetter(d *bus.DeadLetter) {
 		field("redriven", fmt.Sprintf("%s by %s, had died of %s: %s", r.At.Local().Format(time.DateTime), r.By, r.Class, r.Error))
 	}
 	switch {
+	case d.Envelope != nil && d.Envelope.Encrypted():
+		field("payload", bodyText(d.Envelope))
 	case d.Envelope != nil && d.Envelope.Claimed():
 		field("payload", fmt.Sprintf("%d bytes, beside its envelope", d.Envelope.PayloadSize))
 	case d.Envelope != nil:

@@ -170,11 +170,19 @@ func (a *app) printMessage(st *gateway.MessageStatus) {
 		}
 	}
 	if e := st.Envelope; e != nil {
-		p.printf("\n%s\n%s\n", p.paint(bold, "body"), indent(e.Text()))
+		p.printf("\n%s\n%s\n", p.paint(bold, "body"), indent(bodyText(e)))
 	}
 	if r := st.Reply; r != nil {
 		p.printf("\n%s from %s@%s\n%s\n", p.paint(bold, "answer"), r.SourceAgent, r.SourceGateway, indent(st.Text))
 	}
+}
+
+// bodyText is the payload for people. An encrypted one is for its handler alone: nobody is shown it afterwards.
+func bodyText(e *envelope.Sealed) string {
+	if e.Encrypted() {
+		return "(encrypted for " + strings.Join(e.Readers(), ", ") + ")"
+	}
+	return e.Text()
 }
 
 // messageTimeline counts from when the message was made.

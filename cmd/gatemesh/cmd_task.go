@@ -113,7 +113,14 @@ func (a *app) addTask(ctx context.Context, f *sendFlags, args []string) error {
 // duplicateOf is the task that has the unique key already, if that is what the queue answered.
 func duplicateOf(res *gateway.MessageStatus) string {
 	var d map[string]string
-	if res.Reply == nil || json.Unmarshal(res.Reply.Payload, &d) != nil || len(d) != 1 {
+	if res.Reply == nil {
+		return ""
+	}
+	payload := res.Reply.Payload
+	if res.ReplyPayload != nil {
+		payload = res.ReplyPayload
+	}
+	if json.Unmarshal(payload, &d) != nil || len(d) != 1 {
 		return ""
 	}
 	return d["duplicate_of"]

@@ -80,6 +80,7 @@ func (d *doctor) gateway(ctx context.Context) error {
 		d.warn("tls", "token and messages cross the network to "+c.base.Host+" readable", "set gateway.tls there and write https:// in GATEMESH_ADDR")
 	}
 	d.trust(st)
+	d.confidentiality(st)
 	if st.Ready {
 		d.ok("ready", fmt.Sprintf("%s accepts messages; store: %s", st.Gateway, st.Store))
 	} else {
@@ -100,6 +101,29 @@ func (d *doctor) trust(st *gateway.StatusResponse) {
 		d.ok("trust", "open: the store is this process's own")
 	default:
 		d.warn("trust", "the mesh is open: whoever can write the store is believed", "gatemesh trust init, then its public key in mesh.trust.operatorKeys of every gateway")
+	}
+}
+
+// confidentiality says whether payloads are encrypted, and whether every gateway can be encrypted for.
+func (d *doctor) confidentiality(st *gateway.StatusResponse) {
+	var lacking []string
+	for _, k := range st.EncryptionKeys {
+		if k.Key == "" {
+			lacking = append(lacking, k.Gateway+" ("+k.Reason+")")
+		}
+	}
+	switch {
+	case st.Confidentiality == "" || st.Confidentiality == "off":
+		detail := "off: whoever can read the store can read payloads"
+		if len(lacking) > 0 {
+			detail += "; without an encryption key: " + strings.Join(lacking, ", ")
+		}
+		d.ok("confidentiality", detail)
+	case len(lacking) > 0:
+		d.fail("confidentiality", st.Confidentiality+", and what they may run is refused: "+strings.Join(lacking, ", "),
+			"start it with this version and its access rules (gatemesh acl policy), or gatemesh trust revoke it")
+	default:
+		d.ok("confidentiality", st.Confidentiality+"; "+plural(len(st.EncryptionKeys), "gateway")+", each with an encryption key")
 	}
 }
 

@@ -48,8 +48,8 @@ func TestOwnerCommands(t *testing.T) {
 			t.Errorf("%v: status %d: %q", tc.args, r.code, r.errOut)
 		}
 	}
-	if out := must(t, env, "__complete", "owner", "release", ""); !strings.Contains(out, "echo\towned by node-gateway") {
-		t.Errorf("%q", out)
+	if r := gatemesh(t, env, "", "__complete", "owner", "release", ""); !strings.Contains(r.out, "echo\towned by node-gateway") {
+		t.Errorf("%+v", r)
 	}
 	if code := p.end(syscall.SIGTERM); code != exitOK {
 		t.Errorf("status %d", code)

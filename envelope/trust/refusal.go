@@ -37,6 +37,8 @@ const (
 	NoTrustSet Reason = "no_trust_set"
 	// WrongOperator: no operator of the set before signed this one.
 	WrongOperator Reason = "wrong_operator"
+	// Unreadable: an encrypted payload does not decrypt, though it names a key of this gateway.
+	Unreadable Reason = "unreadable"
 	// Rollback: an older trust set than the newest that was seen, or another one of the same version.
 	Rollback Reason = "rollback"
 )

@@ -26,6 +26,8 @@ const (
 	KindJoin     Kind = "join-request" // that a gateway wants to join
 	KindPolicy   Kind = "policy"       // who may ask what of whom; an operator's
 	KindAudit    Kind = "audit"        // that a log of what happened is whole up to here
+
+	KindEncryption Kind = "encryption-key" // the key that payloads for a gateway are encrypted for
 )
 
 // A Stamp is a signature and what must be known to check it.

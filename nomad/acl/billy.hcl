@@ -19,6 +19,7 @@ key_prefix "openclaw/doctor/" { policy = "write" } # probe of doctor
 key_prefix "openclaw/duties/billy/" { policy = "write" } # inbox of billy: room
 key_prefix "openclaw/duties/bobby/" { policy = "write" } # inbox of bobby: room
 key_prefix "openclaw/duties/jerry/" { policy = "write" } # inbox of jerry: room
+key "openclaw/encryption-keys/billy-gateway" { policy = "write" } # own encryption key
 key_prefix "openclaw/fanouts/billy-gateway/" { policy = "write" } # own fan-outs
 key_prefix "openclaw/gateways/billy-gateway/" { policy = "write" } # own registry entry
 key "openclaw/inbox/billy-gateway/about" { policy = "write" } # inbox of billy-gateway: resident key

@@ -16,6 +16,7 @@ key_prefix "openclaw/deadletters/jerry/" { policy = "write" } # inbox of jerry: 
 key_prefix "openclaw/doctor/" { policy = "write" } # probe of doctor
 key_prefix "openclaw/duties/bobby/" { policy = "write" } # inbox of bobby: room
 key_prefix "openclaw/duties/jerry/" { policy = "write" } # inbox of jerry: room
+key "openclaw/encryption-keys/jerry-gateway" { policy = "write" } # own encryption key
 key_prefix "openclaw/fanouts/jerry-gateway/" { policy = "write" } # own fan-outs
 key_prefix "openclaw/gateways/jerry-gateway/" { policy = "write" } # own registry entry
 key "openclaw/inbox/billy-gateway/from/jerry-gateway" { policy = "write" } # own bell at billy-gateway

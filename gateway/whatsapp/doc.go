@@ -1,0 +1,2 @@
+// Package whatsapp is the channel WhatsApp. (doc)
+package whatsapp

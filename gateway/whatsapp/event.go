@@ -52,6 +52,8 @@ func (o *observer) handle(evt any) bool {
 		o.connected.Store(true)
 		o.c.setLive(o.session)
 		o.in.Status(gateway.ChannelStatus{State: gateway.ChannelConnected, Self: o.session.client.Store.GetJID().ToNonAD().String()})
+	case *events.KeepAliveTimeout:
+		o.judge(errSilent)
 	case *events.Message:
 		return o.message(e)
 	}

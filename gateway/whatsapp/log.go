@@ -13,13 +13,24 @@ import (
 
 // logger hands on what the library says that a person should hear. Its debug log shows whole frames, and here and there a
 // line shows one too: those are cut.
-type logger struct{ to hclog.Logger }
+//
+// A frame that cannot be decrypted is only logged by the library; but none can be read after it, so unreadable ends the connection.
+// Should the line read otherwise one day, the next ping ends it.
+type logger struct {
+	to         hclog.Logger
+	unreadable func()
+}
 
 func (l logger) Errorf(msg string, args ...any) { l.to.Warn("WhatsApp", "says", clean(msg, args)) }
-func (l logger) Warnf(msg string, args ...any)  { l.to.Debug("WhatsApp", "says", clean(msg, args)) }
-func (l logger) Infof(string, ...any)           {}
-func (l logger) Debugf(string, ...any)          {}
-func (l logger) Sub(string) walog.Logger        { return l }
+func (l logger) Warnf(msg string, args ...any) {
+	l.to.Debug("WhatsApp", "says", clean(msg, args))
+	if strings.HasPrefix(msg, "Failed to decrypt frame") {
+		l.unreadable()
+	}
+}
+func (l logger) Infof(string, ...any)    {}
+func (l logger) Debugf(string, ...any)   {}
+func (l logger) Sub(string) walog.Logger { return l }
 
 // encoded is what a key, a ciphertext or a pairing code looks like. A message's id is shorter.
 var encoded = regexp.MustCompile(`[A-Za-z0-9+/=_-]{40,}`)

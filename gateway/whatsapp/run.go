@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -30,6 +31,8 @@ var (
 	errOutdated   = errors.New("WhatsApp takes this version of its protocol no more")
 	errRefused    = errors.New("WhatsApp refused the connection")
 	errNotTakenIn = errors.New("an event could not be taken in")
+	errUnreadable = errors.New("WhatsApp said what cannot be read")
+	errSilent     = errors.New("WhatsApp does not answer")
 	errPaired     = errors.New("linked") // the end of a pairing that went well
 )
 
@@ -126,7 +129,7 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	l := newLink(ctx, c.base, c.endpoint, c.creds)
-	client := whatsmeow.NewClient(device, logger{c.log})
+	client := whatsmeow.NewClient(device, logger{to: c.log, unreadable: func() { l.close(errUnreadable) }})
 	client.EnableAutoReconnect = false // each connection is a new client: nothing is sent again unasked
 	client.SynchronousAck = true
 	client.EnableDecryptedEventBuffer = true
@@ -140,11 +143,13 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	client.SetMediaHTTPClient(&http.Client{Transport: c.base})
 	o.session = &session{client: client, link: l}
 	gone := make(chan struct{}, 1)
+	var over gate
 	client.AddEventHandlerWithSuccessStatus(func(evt any) bool {
 		if _, ok := evt.(*events.Disconnected); ok {
 			gone <- struct{}{}
 		}
-		return handle(evt)
+		// The handler is never removed: without one the library takes a message for handled, and forgets it.
+		return over.pass(func() bool { return handle(evt) })
 	})
 
 	dialed := make(chan error, 1)
@@ -169,7 +174,7 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	c.setLive(nil)
 	l.close(errClosed)
 	letGo(client, gone, err == nil)
-	client.RemoveEventHandlers() // waits for those that run: ctx, or the link, has ended what they wait for
+	over.shut() // ctx, or the link, has ended what its handlers wait for
 	cancel()
 	if verdict := o.verdict(); verdict != nil {
 		return verdict
@@ -196,6 +201,24 @@ func letGo(client *whatsmeow.Client, gone <-chan struct{}, connected bool) {
 		}
 	}
 	client.Disconnect() // what waits for an answer gives up
+}
+
+// gate lets calls pass until it is shut; shutting it waits for those that are in it.
+type gate struct {
+	mu     sync.RWMutex
+	closed bool
+}
+
+func (g *gate) pass(f func() bool) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return !g.closed && f()
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
 }
 
 // verdictOf says what an event means for the connection; nil: nothing.

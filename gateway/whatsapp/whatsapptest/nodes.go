@@ -138,7 +138,7 @@ func (c *conn) query(n *waBinary.Node) {
 	case c.device == nil:
 	case space == "encrypt" && kind == "set":
 		c.keys(n)
-	case space == "encrypt" && n.GetChildByTag("count").Tag != "":
+	case space == "encrypt" && n.GetChildByTag("count").Tag == "count":
 		content = []waBinary.Node{{Tag: "count", Attrs: waBinary.Attrs{"value": strconv.Itoa(len(c.device.oneTime))}}}
 	case space == "encrypt":
 		content = []waBinary.Node{s.bundles(n)}

@@ -110,7 +110,7 @@ func newServer(t testing.TB) *whatsapptest.Server {
 
 func newChannel(t testing.TB, s *whatsapptest.Server, v gateway.Vault) gateway.Channel {
 	t.Helper()
-	ch, err := whatsapp.Factory().New(gateway.ChannelDeps{Account: "default", Settings: s.Settings(), Vault: v, Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Name: "bot"})})
+	ch, err := whatsapp.Factory().New(gateway.ChannelDeps{Account: "default", Settings: s.Settings(), Vault: v, Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}

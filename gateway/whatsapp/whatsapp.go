@@ -65,7 +65,7 @@ func newChannel(d gateway.ChannelDeps) (gateway.Channel, error) {
 	if raw := bytes.TrimSpace(d.Settings); len(raw) > 0 {
 		if err := json.Unmarshal(raw, &s); err != nil {
 			var wrong *json.UnmarshalTypeError
-			if errors.As(err, &wrong) {
+			if errors.As(err, &wrong) && wrong.Field != "" {
 				return nil, fmt.Errorf("%s: must be a %s, not a %s", wrong.Field, wrong.Type, wrong.Value)
 			}
 			return nil, errors.New("not an object")

@@ -314,3 +314,16 @@ func TestPairWhileRunningAndLogout(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The library waits 20 seconds for a handshake, whatever it is told: Run does not.
+func TestEndsWhileTheServerSaysNothing(t *testing.T) {
+	s := newServer(t)
+	store := bot(t, s)
+	s.Mute(true)
+	o := own(t, s, store.Own())
+	o.until(t, "connecting", o.state(gateway.ChannelConnecting))
+	poll(t, "the server's silence", func() bool { return s.Waiting() == 1 })
+	if err := o.stop(t); err != nil {
+		t.Error(err)
+	}
+}

@@ -81,11 +81,12 @@ func (c *channel) Run(ctx context.Context, in gateway.Ingress) error {
 	return nil
 }
 
+// ended is what Run returns: when it was told to end, nothing is wrong.
 func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 // replaced raises the alarm, unless it was our own successor: the store says so.
@@ -169,7 +170,7 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 		}
 	case <-ctx.Done():
 		l.close(errClosed)
-		<-dialed
+		err = <-dialed
 	}
 	c.setLive(nil)
 	l.close(errClosed)

@@ -80,10 +80,7 @@ func (c *credentials) flush(ctx context.Context) error {
 		var batch map[string][]byte
 		batch, names = c.batch(names)
 		if err := c.vault.Write(ctx, batch); err != nil {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.broken = fmt.Errorf("%w: %w", errStore, err)
-			return c.broken
+			return c.broke(err)
 		}
 		c.mu.Lock()
 		c.writes++
@@ -93,6 +90,14 @@ func (c *credentials) flush(ctx context.Context) error {
 		c.mu.Unlock()
 	}
 	return nil
+}
+
+// broke remembers that a write failed.
+func (c *credentials) broke(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = fmt.Errorf("%w: %w", errStore, err)
+	return c.broken
 }
 
 // take returns the names to be written, in the order in which they may be: when they do not fit one write, a plaintext is

@@ -95,7 +95,6 @@ type owner struct {
 	ch     gateway.Channel
 	cancel context.CancelFunc
 	ended  chan error
-	log    *strings.Builder
 }
 
 func newServer(t testing.TB) *whatsapptest.Server {

@@ -76,7 +76,10 @@ func newChannel(d gateway.ChannelDeps) (gateway.Channel, error) {
 		log: d.Logger, creds: newCredentials(d.Vault), paired: make(chan struct{}, 1), timeout: 30 * time.Second,
 		base: http.DefaultTransport.(*http.Transport).Clone(),
 	}
-	return c, c.useFake(s)
+	if err := c.useFake(s); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // certKeyOnce guards the library's variable, which is one for the process.

@@ -106,6 +106,12 @@ func (c *conn) talk() {
 	if err != nil {
 		return
 	}
+	if c.server.muted() {
+		c.server.wait(1)
+		_, _ = c.next() // until the client has enough of it
+		c.server.wait(-1)
+		return
+	}
 	var write cipher.AEAD
 	if c.noise, c.payload, c.read, write, err = c.server.accept(data[:headerSize], first, c.frame, c.next); err != nil {
 		return

@@ -53,6 +53,8 @@ type Server struct {
 	conns    map[*conn]bool
 	connects map[string]int // by phone number
 	faults   map[string]Fault
+	mute     bool
+	waiting  int
 	sent     []Sent
 }
 
@@ -138,6 +140,32 @@ func (s *Server) Misbehave(phone string, f Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults[phone] = f
+}
+
+// Mute lets every new connection wait for the server's half of the handshake.
+func (s *Server) Mute(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute = on
+}
+
+// Waiting counts the connections that wait for a muted server.
+func (s *Server) Waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
+}
+
+func (s *Server) wait(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting += n
+}
+
+func (s *Server) muted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mute
 }
 
 // Sent returns the messages that reached the server from a phone number.

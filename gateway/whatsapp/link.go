@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -30,7 +29,7 @@ type link struct {
 	base     http.RoundTripper
 	endpoint *url.URL // nil: where the library wants to go
 	creds    *credentials
-	up       atomic.Bool   // the handshake is over
+	up       chan struct{} // closed when the handshake is over, either way
 	done     chan struct{} // closed with the connection
 	alive    context.Context
 	bury     context.CancelFunc
@@ -48,7 +47,7 @@ type pending struct {
 }
 
 func newLink(dial context.Context, base http.RoundTripper, endpoint *url.URL, creds *credentials) *link {
-	l := &link{dial: dial, base: base, endpoint: endpoint, creds: creds, done: make(chan struct{}), checks: map[*pending]bool{}}
+	l := &link{dial: dial, base: base, endpoint: endpoint, creds: creds, up: make(chan struct{}), done: make(chan struct{}), checks: map[*pending]bool{}}
 	l.alive, l.bury = context.WithCancel(context.WithoutCancel(dial))
 	return l
 }
@@ -173,12 +172,20 @@ func (w *wire) Close() error {
 
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.conn.Read(p)
-	if err == nil || n > 0 || w.lasted {
+	if err == nil || n > 0 {
+		return n, err
+	}
+	if w.lasted {
+		<-w.link.up // the library closes its socket first: to find it closed at the same time is a data race in it
 		return n, err
 	}
 	w.lasted = true
-	if !w.link.up.Load() && len(p) >= len(unreadable) {
-		return copy(p, unreadable), nil
+	select {
+	case <-w.link.up:
+	default:
+		if len(p) >= len(unreadable) {
+			return copy(p, unreadable), nil
+		}
 	}
 	t := time.NewTimer(lastWords)
 	defer t.Stop()

@@ -156,7 +156,7 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	dialed := make(chan error, 1)
 	go func() {
 		err := client.ConnectContext(inner)
-		l.up.Store(true)
+		close(l.up)
 		dialed <- err
 	}()
 	var err error

@@ -14,6 +14,7 @@ import (
 //	GET  /ready                200 when messages are accepted, else 503 with the reason; open
 //	GET  /metrics              Prometheus text (METRICS.md has the table); open
 //	GET  /                     the dashboard; its page is open, its data needs the token
+//	GET  /chat                 the page of webchat; open, what it sends needs the token
 //	GET  /v1/status            StatusResponse: this gateway
 //	POST /v1/messages          SendRequest -> MessageStatus
 //	GET  /v1/messages          MessagesResponse: newest first, ?limit=N (50, at most 500)

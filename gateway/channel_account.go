@@ -269,7 +269,7 @@ func (in *ingress) Accept(ctx context.Context, e ChannelEvent) error {
 	return nil
 }
 
-// outgoing is the message that an event becomes. Its id, its key and its conversation are made of the platform's names alone, so that they
+// outgoing is the message that an event becomes. Its key and its conversation are made of the platform's names alone, so that they
 // are the same whoever takes it in.
 func (a *account) outgoing(e ChannelEvent) (bus.Outgoing, error) {
 	if e.ID == "" || e.Peer.ID == "" || peerKind(e.Peer.Kind) == "" {
@@ -286,11 +286,12 @@ func (a *account) outgoing(e ChannelEvent) (bus.Outgoing, error) {
 			return bus.Outgoing{}, fmt.Errorf("%w: %w", envelope.ErrInvalid, err)
 		}
 	}
-	root := envelope.DerivedID(a.inbox, "event/"+e.ID)
+	// The id is new each time: of two with one id the bus would not know that one is a duplicate of the other.
+	key := envelope.DerivedID(a.inbox, "event/"+e.ID)
 	return bus.Outgoing{
-		ID: root, From: a.inbox, To: envelope.Address{Agent: a.inbox}, Capability: CapabilityEvent, Payload: payload, TTL: a.cfg.AnswerWithin,
+		ID: envelope.NewID(), From: a.inbox, To: envelope.Address{Agent: a.inbox}, Capability: CapabilityEvent, Payload: payload, TTL: a.cfg.AnswerWithin,
 		ConversationID: a.conversation(e.Peer, e.Thread), MaxAttempts: channelAttempts,
-		Task: &envelope.Task{UniqueKey: root, UniqueFor: envelope.MillisOf(channelUnique)},
+		Task: &envelope.Task{UniqueKey: key, UniqueFor: envelope.MillisOf(channelUnique)},
 	}, nil
 }
 

@@ -193,7 +193,13 @@ func (n *node) over(event string) bus.Track {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	tr, err := n.bus.Load().Await(within(n.t), out.ID, func(t bus.Track) bool { return t.Facts.Acked || t.Facts.Dead })
+	id := ""
+	for _, st := range n.bus.Load().Recent(100) { // newest first: of duplicates the first one is handled
+		if tr, _, ok := n.bus.Load().Track(st.MessageID); ok && tr.Envelope != nil && tr.Envelope.UniqueKey() == out.Task.UniqueKey {
+			id = st.MessageID
+		}
+	}
+	tr, err := n.bus.Load().Await(within(n.t), id, func(t bus.Track) bool { return t.Facts.Acked || t.Facts.Dead })
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -178,7 +178,7 @@ func (s *configShow) text(text, path string, hide bool) any {
 
 var cfgSecretEndings = []string{
 	"token", "tokens", "apikey", "apikeys", "password", "passwords", "passwd", "passphrase", "secret", "secrets",
-	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie", "sha256",
+	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie", "sha256", "channelkeys",
 }
 
 // cfgSecretKey reports whether a key says that its value is secret.

@@ -53,7 +53,7 @@ type failoverOrder struct {
 // failoverNode is one of them.
 type failoverNode struct {
 	b    *bus.Bus
-	goOn chan struct{}
+	goOn chan string // ids
 
 	mu  sync.Mutex
 	out *bufio.Writer
@@ -102,9 +102,13 @@ func (n *failoverNode) Handle(ctx context.Context, m *bus.Incoming) error {
 	}
 	if strings.HasPrefix(e.Text(), "hold") {
 		n.tell(failoverLine{What: "intent", ID: e.MessageID, Token: m.Term().Token()})
-		select {
-		case <-n.goOn:
-		case <-ctx.Done(): // it may have ended before the order to go on was read
+		for waits := true; waits; {
+			select {
+			case id := <-n.goOn:
+				waits = id != e.MessageID // else it is for one that was deposed before it was read
+			case <-ctx.Done():
+				waits = false
+			}
 		}
 		if err := p.Check(); err != nil {
 			n.tell(failoverLine{What: "withheld", ID: e.MessageID, Text: err.Error()})
@@ -127,7 +131,7 @@ func (n *failoverNode) observe(ev bus.Event) {
 
 // runFailoverNode is the whole life of such a process.
 func runFailoverNode(name, store string) int {
-	n := &failoverNode{out: bufio.NewWriterSize(os.Stdout, 1<<16), goOn: make(chan struct{}, 8)}
+	n := &failoverNode{out: bufio.NewWriterSize(os.Stdout, 1<<16), goOn: make(chan string, 64)}
 	if err := n.run(name, store); err != nil {
 		n.tell(failoverLine{What: "error", Text: err.Error()})
 		return 1
@@ -204,7 +208,7 @@ func (n *failoverNode) orders(ctx context.Context, stop func()) {
 			continue
 		}
 		if o.Go {
-			n.goOn <- struct{}{}
+			n.goOn <- o.ID
 			continue
 		}
 		if o.Move != "" {

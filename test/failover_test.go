@@ -277,7 +277,11 @@ func (r *failoverRun) fail(kind string) {
 	case failLeader:
 		r.place(leader)
 	default:
-		r.place(r.rng.IntN(3))
+		to := r.rng.IntN(3)
+		if to == leader && r.owner().node == to {
+			to = (to + 1) % 3 // nobody moved it there: it would leave in the middle of this
+		}
+		r.place(to)
 	}
 	was := r.owner()
 	p, other := r.nodes[was.node], r.nodes[(was.node+1+r.rng.IntN(2))%3]
@@ -320,7 +324,7 @@ func (r *failoverRun) fail(kind string) {
 	r.t.Logf("%s of node %d%s: owned again after %s (%s), handled after %s", kind, was.node, what, next.At.Sub(at).Round(time.Millisecond), next.At.UTC().Format("15:04:05.000"), done.At.Sub(at).Round(time.Millisecond))
 	if kind == failStop {
 		r.messages = append(r.messages, held)
-		p.order(failoverOrder{Go: true})
+		p.order(failoverOrder{Go: true, ID: held})
 		_ = p.cmd.Process.Signal(syscall.SIGCONT)
 		r.await(from, "the woken one decides", func(l heardLine) bool { return l.ID == held && (l.What == "withheld" || l.What == "granted") })
 		r.await(from, "the successor is in doubt", func(l heardLine) bool { return l.ID == held && l.What == "doubt" })

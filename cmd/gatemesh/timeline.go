@@ -12,7 +12,7 @@ import (
 var eventColours = map[string]colour{
 	bus.EventQueued: yellow, bus.EventDelivered: blue, bus.EventAcked: green, bus.EventReplied: bold,
 	bus.EventFailed: red, bus.EventRetry: yellow, bus.EventDeadLetter: red, bus.EventRefused: red, bus.EventGap: red,
-	bus.EventReceipt: dim, bus.EventDuplicate: dim, bus.EventOwned: cyan, bus.EventReleased: cyan, bus.EventDeposed: red,
+	bus.EventReceipt: dim, bus.EventDuplicate: dim, bus.EventEffect: cyan, bus.EventOwned: cyan, bus.EventReleased: cyan, bus.EventDeposed: red,
 	bus.EventStoreDown: red, bus.EventStoreUp: green,
 }
 

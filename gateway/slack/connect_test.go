@@ -291,7 +291,7 @@ func TestSilentGoodbye(t *testing.T) {
 	tm.goodbye = 5 * time.Millisecond
 	b := newBot(t, json.RawMessage(`{"appToken":"xapp-a","botToken":"xoxb-b"}`), tm)
 	r := &run{account: b.account}
-	for range 40 {
+	for range 20 {
 		s, err := r.dial(within(t), "ws"+strings.TrimPrefix(srv.URL, "http")+"/link/?ticket=x")
 		if err != nil {
 			t.Fatal(err)

@@ -167,7 +167,7 @@ func (a *account) Reside(ctx context.Context, t *bus.Term) error {
 	}()
 	err = ch.Run(ctx, in)
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // the term is over
+		return nil // the term is over
 	}
 	if err == nil {
 		err = errors.New("the connection ended")

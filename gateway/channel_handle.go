@@ -346,7 +346,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// splitText cuts a text into parts of at most most characters: at the end of a paragraph, else of a line, else of a word, if one ends in the second
+// splitText cuts a text into parts of no more than most characters: at the end of a paragraph, else of a line, else of a word, if one ends in the second
 // half of the part. 0: one part.
 func splitText(text string, most int) []string {
 	if most <= 0 {

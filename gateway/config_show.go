@@ -85,9 +85,7 @@ func (s *configShow) structure(v reflect.Value, path string, hide bool) cfgObjec
 	for _, f := range cfgSchema(v.Type()).fields {
 		fv, p := v.Field(f.index), cfgJoin(path, f.key)
 		if f.rest {
-			for _, m := range s.value(fv, path, hide).(cfgObject) {
-				object = append(object, m)
-			}
+			object = append(object, s.value(fv, path, hide).(cfgObject)...)
 			continue
 		}
 		if fv.IsZero() && f.def == "" && !s.cfg.source.explicit(p) {

@@ -80,6 +80,9 @@ type never struct {
 func (e *never) Error() string { return e.cause.Error() }
 func (e *never) Unwrap() error { return e.cause }
 
+// IsNever reports whether a handler's failure is made by [Never].
+func IsNever(err error) bool { return errors.As(err, new(*never)) }
+
 // A DeadLetterError is the end of a message that was given up.
 type DeadLetterError struct {
 	MessageID string

@@ -126,6 +126,20 @@ func (b *Bus) Room(ctx context.Context, agent, prefix string) ([]RoomEntry, erro
 	return list, nil
 }
 
+// WatchRoom calls changed with the entries below a name of an inbox's room, now and whenever they changed, until ctx ends or changed fails. It rides
+// out outages. Watch an entry that exists and is small: each wake reads all of them.
+func (b *Bus) WatchRoom(ctx context.Context, agent, prefix string, changed func([]RoomEntry) error) error {
+	return b.watch(ctx, roomKey(agent, prefix), func(pairs []Pair) error {
+		list := make([]RoomEntry, 0, len(pairs))
+		for i := range pairs {
+			if e, err := b.openRoom(agent, &pairs[i]); err == nil {
+				list = append(list, *e)
+			}
+		}
+		return changed(list)
+	})
+}
+
 // Write writes and deletes entries of the inbox's room in one transaction, if the term still has its lock: at most
 // [MaxRoomWrites] entries of 256 KiB together. Errors: [ErrDeposed], [ErrTooLarge], envelope.ErrInvalid; when ctx ends
 // first, [ErrOutcomeUnknown].

@@ -167,6 +167,7 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 	}
 	g.setGuard(cfg.Gateway, changed)
 	g.settings.Store(settingsOf(cfg))
+	g.router.Store(NewRouter(cfg))
 	if slices.ContainsFunc(changed, func(k string) bool { return strings.HasPrefix(k, "mesh.policy.") }) {
 		if err := g.policy.set(cfg); err != nil { // Validate has read it, so this is a bug
 			return nil, nil, fmt.Errorf("reload: %w", err)

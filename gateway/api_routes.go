@@ -32,6 +32,7 @@ func (g *Gateway) routes() []route {
 		at("GET /ready", roleOpen, 0, g.getReady),
 		{"GET /metrics", roleOpen, 0, g.metrics.handler()},
 		{"GET /{$}", roleOpen, 0, dashboard.Handler()},
+		{"GET /chat", roleOpen, 0, dashboard.Handler()},
 		{"GET /dashboard/", roleOpen, 0, dashboard.Handler()},
 
 		at("GET /v1/status", roleRead, 0, g.getStatus),
@@ -49,7 +50,10 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/queues/{queue}/tasks", roleRead, 0, g.getTasks),
 		at("GET /v1/owners", roleRead, 0, g.getOwners),
 		at("GET /v1/keys", roleRead, 0, g.getKeys),
+		at("GET /v1/channels", roleRead, 0, g.getChannels),
+		at("GET /v1/route", roleRead, 0, g.getRoute),
 		at("GET /v1/events", roleRead, 0, g.getEvents),
+		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
 		at("POST /v1/fanouts", roleSend, MaxBodyBytes, g.postFanout),
@@ -62,6 +66,8 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
 		at("POST /v1/keys/rotate", roleOperate, 0, g.postRotate),
+		at("POST /v1/channels/{inbox}/pair", roleOperate, MaxOrderBytes, g.postPair),
+		at("POST /v1/channels/{inbox}/logout", roleOperate, MaxOrderBytes, g.postLogout),
 		at("DELETE /v1/state/events", roleOperate, 0, g.deleteStateEvents),
 		at("DELETE /v1/state/focus", roleOperate, 0, g.deleteFocus),
 	}

@@ -14,6 +14,7 @@ import (
 //	GET  /ready                200 when messages are accepted, else 503 with the reason; open
 //	GET  /metrics              Prometheus text (METRICS.md has the table); open
 //	GET  /                     the dashboard; its page is open, its data needs the token
+//	GET  /chat                 the page of webchat; open, what it sends needs the token
 //	GET  /v1/status            StatusResponse: this gateway
 //	POST /v1/messages          SendRequest -> MessageStatus
 //	GET  /v1/messages          MessagesResponse: newest first, ?limit=N (50, at most 500)
@@ -41,6 +42,11 @@ import (
 //	GET  /v1/keys              KeysResponse: this gateway's keys and tokens, never a secret
 //	POST /v1/keys/rotate       KeysResponse: makes the next key and asks the operator for it; no body. ?next=ID looks whether
 //	                           that one counts by now
+//	GET  /v1/channels                        ChannelsResponse: what the accounts of chat channels are at
+//	POST /v1/channels/{inbox}/pair           {} -> PairResponse: the code to scan; at the account's owner
+//	POST /v1/channels/{inbox}/logout         {} -> LoggedOutResponse; at the account's owner
+//	GET  /v1/route             Route: who answers ?channel=&account=&peer_kind=&peer=&team=, and why
+//	GET  /v1/webchat           WebSocket: ?conversation=UUID&after=SEQ; sends ChatFrame, takes ChatSaid
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -269,6 +275,7 @@ const (
 	CodeStopping         = "stopping"           // 503: this gateway is stopping; ask another
 	CodeStoreUnavailable = "store_unavailable"  // 503: nothing was written
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
+	CodeChannel          = "channel_failed"     // 409, 502: the vendor of a channel refused it
 	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeNoEncryptionKey  = "no_encryption_key"  // 503: a gateway that may run the target has no key to encrypt for; nothing was written

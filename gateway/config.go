@@ -20,6 +20,7 @@ import (
 //	cfg:"unused"   read and kept, but nothing in this version acts on it
 //	cfg:"each"     with unused on a map: every entry is named by itself
 //	cfg:"zero"     zero is a setting of its own, not "absent"
+//	cfg:"rest"     a map that takes every key that no other field has
 //	cfg:"short=k"  a string stands for {k: string}
 //	cfg:"id"       must be an id: ^[a-z0-9][a-z0-9-]{0,62}$
 //
@@ -32,9 +33,9 @@ type Config struct {
 	Mesh     MeshConfig               `json:"mesh" doc:"What gatemesh adds to OpenClaw's configuration."`
 	Gateway  GatewayConfig            `json:"gateway" doc:"Where the gateway listens and whom it lets in."`
 	Agents   AgentsConfig             `json:"agents" doc:"The agents, and what they have in common."`
-	Bindings []BindingConfig          `json:"bindings" cfg:"unused" doc:"Which agent answers which channel."`
+	Bindings []BindingConfig          `json:"bindings" cfg:"live" doc:"Which agent answers whom: the most specific one that fits, of equals the first; else the default agent."`
 	Models   ModelsConfig             `json:"models" cfg:"unused" doc:"Model providers."`
-	Channels map[string]ChannelConfig `json:"channels" cfg:"unused,each" doc:"Chat channels by name (slack, discord, whatsapp, ...)."`
+	Channels map[string]ChannelConfig `json:"channels" doc:"Chat channels by name: slack, discord, whatsapp, webchat. Of others the gateway says once that it does not know them."`
 	Cron     CronConfig               `json:"cron" cfg:"unused" doc:"Scheduler."`
 	Tools    ToolsConfig              `json:"tools" cfg:"unused" doc:"Tools of every agent."`
 	MCP      map[string]any           `json:"mcp" cfg:"unused" doc:"MCP servers."`
@@ -75,6 +76,8 @@ type MeshConfig struct {
 	Trust           TrustConfig           `json:"trust" doc:"Whose signatures count."`
 	Confidentiality ConfidentialityConfig `json:"confidentiality" cfg:"live" doc:"Which payloads are encrypted, so that whoever reads the store sees headers only."`
 	Audit           AuditConfig           `json:"audit" doc:"The log of what happened, for those who must be able to prove it."`
+
+	ChannelKeys []string `json:"channelKeys" cfg:"secret" doc:"Keys of 32 bytes in base64 that encrypt the channels' credentials in the store, the same on all gateways; the first one encrypts, all decrypt. Empty: GATEMESH_CHANNEL_KEY, where a comma separates them; else channels that keep credentials (whatsapp) cannot run. gatemesh channels key makes one."`
 }
 
 // IdentityConfig is the key that the gateway signs with.
@@ -219,7 +222,8 @@ type AgentConfig struct {
 	Model         ModelConfig   `json:"model" cfg:"unused,short=primary" doc:"Model id, or {primary, fallbacks}."`
 	Sandbox       SandboxConfig `json:"sandbox" cfg:"unused" doc:"Sandbox of its tools."`
 	Tools         ToolsConfig   `json:"tools" cfg:"unused" doc:"Tools it may use."`
-	_             struct{}      `accept:"default agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
+	Default       bool          `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
+	_             struct{}      `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
 
 	path string // where it stood in the file: agents.list[1], agents.entries.bobby
 }

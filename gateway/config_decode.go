@@ -140,6 +140,10 @@ func (d *configDecoder) structure(n *jsonNode, v reflect.Value, path string, unu
 	for i, m := range n.members {
 		p := cfgJoin(path, m.key)
 		f := s.byKey[m.key]
+		if f == nil && s.rest != nil {
+			d.rest(m, v.Field(s.rest.index), p)
+			continue
+		}
 		if f == nil {
 			// Nobody reads the hundredth suggestion, and looking for one takes time.
 			if !s.accept[m.key] && !s.acceptAny && m.key != "$include" && len(d.warnings) < maxConfigWarnings {
@@ -155,6 +159,19 @@ func (d *configDecoder) structure(n *jsonNode, v reflect.Value, path string, unu
 		}
 		d.field(m, f, v.Field(f.index), p, unused || f.unused)
 	}
+}
+
+// rest reads a key that only somebody else knows.
+func (d *configDecoder) rest(m jsonMember, v reflect.Value, path string) {
+	if m.node.kind == jsonNull || m.node.failed {
+		return
+	}
+	if v.IsNil() {
+		v.Set(reflect.MakeMap(v.Type()))
+	}
+	d.origin(m.node, path)
+	d.inner(m.node, path)
+	v.SetMapIndex(reflect.ValueOf(m.key), reflect.ValueOf(m.node.value()))
 }
 
 // note remembers for Unused that a file sets field f.

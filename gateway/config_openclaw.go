@@ -60,35 +60,6 @@ type ExecConfig struct {
 	_        struct{} `accept:"*"`
 }
 
-// BindingConfig routes a channel to an agent.
-type BindingConfig struct {
-	AgentID string      `json:"agentId" doc:"The agent."`
-	Match   MatchConfig `json:"match" doc:"What it gets."`
-	_       struct{}    `accept:"*"`
-}
-
-// MatchConfig is what a binding matches.
-type MatchConfig struct {
-	Channel string     `json:"channel" doc:"Name of the channel."`
-	Peer    PeerConfig `json:"peer" doc:"One correspondent."`
-	_       struct{}   `accept:"*"`
-}
-
-// PeerConfig is one correspondent of a channel.
-type PeerConfig struct {
-	Kind string `json:"kind" doc:"direct (dm), group or channel."`
-	ID   string `json:"id" doc:"Id in the channel."`
-}
-
-// ChannelConfig is one chat channel. Channels are plugins with keys of their own.
-type ChannelConfig struct {
-	Enabled  bool     `json:"enabled" doc:"Whether OpenClaw starts it."`
-	Token    string   `json:"token" cfg:"secret" doc:"Bot token."`
-	BotToken string   `json:"botToken" cfg:"secret" doc:"Bot token, where the channel calls it so."`
-	AppToken string   `json:"appToken" cfg:"secret" doc:"App token."`
-	_        struct{} `accept:"*"`
-}
-
 // CronConfig is the scheduler.
 type CronConfig struct {
 	Enabled           bool     `json:"enabled" doc:"Whether jobs run."`

@@ -32,7 +32,11 @@ func (d *configDiff) differs(path string, live bool) {
 
 func (d *configDiff) structure(old, new reflect.Value, path string, live bool) {
 	for _, f := range cfgSchema(old.Type()).fields {
-		d.value(old.Field(f.index), new.Field(f.index), cfgJoin(path, f.key), live || f.live || f.unused)
+		p := cfgJoin(path, f.key)
+		if f.rest {
+			p = path
+		}
+		d.value(old.Field(f.index), new.Field(f.index), p, live || f.live || f.unused)
 	}
 }
 

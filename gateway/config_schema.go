@@ -21,6 +21,7 @@ type cfgField struct {
 	each        bool
 	zeroMatters bool
 	id          bool
+	rest        bool
 	index       int
 	typ         reflect.Type
 }
@@ -34,6 +35,7 @@ type cfgStruct struct {
 	byKey     map[string]*cfgField
 	accept    map[string]bool
 	acceptAny bool
+	rest      *cfgField // takes the keys that no other has
 }
 
 var cfgStructs sync.Map // reflect.Type -> *cfgStruct
@@ -77,6 +79,8 @@ func cfgSchema(t reflect.Type) *cfgStruct {
 				f.zeroMatters = true
 			case "id":
 				f.id = true
+			case "rest":
+				f.rest = true
 			case "short":
 				f.short = arg
 			default:
@@ -84,6 +88,10 @@ func cfgSchema(t reflect.Type) *cfgStruct {
 			}
 		}
 		s.fields = append(s.fields, f)
+		if f.rest {
+			s.rest = f
+			continue
+		}
 		s.byKey[key] = f
 	}
 	got, _ := cfgStructs.LoadOrStore(t, s)

@@ -84,6 +84,10 @@ func (s *configShow) structure(v reflect.Value, path string, hide bool) cfgObjec
 	object := cfgObject{}
 	for _, f := range cfgSchema(v.Type()).fields {
 		fv, p := v.Field(f.index), cfgJoin(path, f.key)
+		if f.rest {
+			object = append(object, s.value(fv, path, hide).(cfgObject)...)
+			continue
+		}
 		if fv.IsZero() && f.def == "" && !s.cfg.source.explicit(p) {
 			continue
 		}
@@ -172,7 +176,7 @@ func (s *configShow) text(text, path string, hide bool) any {
 
 var cfgSecretEndings = []string{
 	"token", "tokens", "apikey", "apikeys", "password", "passwords", "passwd", "passphrase", "secret", "secrets",
-	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie", "sha256",
+	"credential", "credentials", "privatekey", "accesskey", "secretkey", "signingkey", "authorization", "cookie", "sha256", "channelkeys",
 }
 
 // cfgSecretKey reports whether a key says that its value is secret.

@@ -23,7 +23,7 @@ func TestConfigShowRedacts(t *testing.T) {
 		env: { FOO: "secret-0", vars: { BAR: "secret-1" } },
 		models: { providers: { p: { apiKey: "secret-2", baseUrl: "https://u:secret-3@host/v1", models: [{ id: "m", maxTokens: 4096 }] } } },
 		gateway: { auth: { token: "${GW}" }, http: { headers: { Authorization: "Bearer secret-4" }, sessionCookie: "secret-5" } },
-		channels: { slack: { token: "secret-6", appToken: "${APP_TOKEN}", botToken: "" }, x: { token: { source: "file", id: "id-shown-nowhere" } } },
+		channels: { slack: { token: "secret-6", appToken: "${APP_TOKEN}", botToken: "" }, x: { other: { token: "secret-19" } } },
 		mesh: { consul: { token: "secret-8", address: "${CONSUL_PASSWORD}.example" }, cluster: { id: "in-secret-9-side" } },
 		mcp: { servers: { s: {
 			args: ["--x", "secret-2", "plain-arg", "pre secret-6 post"],
@@ -114,8 +114,8 @@ func TestConfigReloadable(t *testing.T) {
 		"live":     {`gateway: "g"`, `gateway: "g", log: { level: "debug" }, retry: { max: "2m" }, maxPayload: "1KiB"`, []string{"mesh.log.level", "mesh.maxPayload", "mesh.retry.max"}, nil},
 		"store":    {`gateway: "g"`, `gateway: "g", store: "local"`, []string{"mesh.store"}, []string{"mesh.store"}},
 		"runner":   {`kind: "echo"`, `kind: "checks", checks: ["node"]`, []string{"agents.a.runner.checks", "agents.a.runner.kind"}, nil},
-		"unused":   {`token: "a"`, `token: "b"`, []string{"channels.slack.token"}, nil},
-		"channel":  {`slack:`, `discord:`, []string{"channels.discord", "channels.slack"}, nil},
+		"unused":   {`token: "a"`, `token: "b"`, []string{"channels.slack.token"}, []string{"channels.slack.token"}},
+		"channel":  {`slack:`, `discord:`, []string{"channels.discord", "channels.slack"}, []string{"channels.discord", "channels.slack"}},
 		"order":    {`{ id: "a", runner: { kind: "echo" } }, { id: "b" }`, `{ id: "b" }, { id: "a", runner: { kind: "echo" } }`, nil, nil},
 		"new":      {`{ id: "b" }`, `{ id: "c", capabilities: [] }`, []string{"agents.b", "agents.c"}, []string{"agents.b", "agents.c"}},
 		"moved":    {`{ id: "b" }`, `{ id: "b", gateways: ["g", "h"], capabilities: ["x"] }`, []string{"agents.b.capabilities", "agents.b.gateways"}, []string{"agents.b.gateways"}},
@@ -195,7 +195,7 @@ func TestConfigReference(t *testing.T) {
 		"| `mesh.queues` | array of objects |  | Task queues: what many may add to and several gateways work off, each task once. |\n",
 		"| `mesh.queues[].concurrency` | whole number | `1` | Tasks that each of the workers does at the same time. From 1 to 128. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
-		"| `channels.<name>.token` | string |  | Bot token. Secret. Not used by this version. |\n",
+		"| `channels.<name>.token` | string |  | Bot token. Secret. |\n",
 		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. Taken up by a reload. |\n",
 	} {
 		if !strings.Contains(ref, want) {

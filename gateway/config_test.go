@@ -75,7 +75,7 @@ func TestConfigPlan(t *testing.T) {
 	}{
 		{
 			file: "plan-phase2.json5", agents: []string{"jerry", "bobby", "billy"},
-			unused: []string{"models", "agents.list[0].model", "bindings"},
+			unused: []string{"models", "agents.list[0].model"},
 		},
 		{
 			file: "plan-phase1.json5", agents: []string{"jerry", "bobby", "billy"},
@@ -85,7 +85,7 @@ func TestConfigPlan(t *testing.T) {
 				"say bind \"loopback\", or tailscale.mode \"off\"",
 			unused: []string{
 				"models", "agents.defaults.sandbox", "agents.list[0].model", "agents.list[0].sandbox",
-				"agents.list[1].tools", "bindings", "gateway.tailscale.resetOnExit", "channels.slack", "channels.discord", "cron",
+				"agents.list[1].tools", "gateway.tailscale.resetOnExit", "cron",
 			},
 		},
 		{file: "plan-macbook.json5", agents: []string{"dev"}, unused: []string{"models", "agents.list[0].model"}},

@@ -29,6 +29,7 @@ func (c *Config) Validate() error {
 	v.mesh()
 	v.agents()
 	v.queues()
+	v.channels()
 	if len(v.problems) == 0 {
 		return nil
 	}

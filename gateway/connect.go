@@ -77,6 +77,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	if err := g.serveQueues(b); err != nil {
 		return &startError{err}
 	}
+	if err := g.serveChannels(b); err != nil {
+		return &startError{err}
+	}
 	if err := b.Start(ctx); err != nil {
 		return fmt.Errorf("start bus: %w", err)
 	}
@@ -93,6 +96,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 		}
 	})
 	g.run(g.keepService)
+	g.run(g.chats.follow)
 	return nil
 }
 

@@ -39,8 +39,9 @@ func clipText(s string, n int) string {
 // eventLevels are those of events that are not debug.
 var eventLevels = map[string]hclog.Level{
 	bus.EventFailed: hclog.Warn, bus.EventDeadLetter: hclog.Warn, bus.EventRefused: hclog.Warn, bus.EventGap: hclog.Warn,
-	bus.EventDeposed: hclog.Warn, bus.EventStoreDown: hclog.Warn,
+	bus.EventDeposed: hclog.Warn, bus.EventStoreDown: hclog.Warn, EventForeign: hclog.Warn,
 	bus.EventOwned: hclog.Info, bus.EventReleased: hclog.Info, bus.EventStoreUp: hclog.Info, bus.EventRetry: hclog.Info,
+	EventChannel: hclog.Info,
 }
 
 // logEvent writes an event as one line of key=value. Payloads and texts are not logged.

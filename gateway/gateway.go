@@ -28,6 +28,8 @@ type Deps struct {
 	Store bus.Store
 	// Runners make the agents' handlers.
 	Runners agent.Runners
+	// Channels make the adapters of chat channels, by name; the gateway's own (webchat) needs none.
+	Channels map[string]ChannelFactory
 	// Logger may be nil. A reload sets its level.
 	Logger hclog.Logger
 	// Version is the build, for people.
@@ -55,6 +57,9 @@ type Gateway struct {
 
 	confidentiality liveConfidentiality
 	agents          map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
+	accounts        map[string]*account   // of channels, by inbox
+	router          atomic.Pointer[Router]
+	chats           *chats
 	metrics         *metrics
 	hub             *hub
 	ids             idLocks
@@ -164,6 +169,11 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 		l.set(h, a.AckTimeout)
 		g.agents[a.ID] = l
 	}
+	g.router.Store(NewRouter(cfg))
+	if err := g.newAccounts(cfg); err != nil {
+		return nil, err
+	}
+	g.chats = newChats(g)
 	g.life, g.endLife = context.WithCancel(context.Background())
 	g.waits, g.endWaits = context.WithCancel(context.Background())
 	return g, nil
@@ -286,7 +296,7 @@ func (g *Gateway) serve() {
 			_ = srv.Close()
 		}
 		return err
-	}}, step{"event streams", g.hub.close})
+	}}, step{"event streams", g.hub.close}, step{"chats", g.chats.close})
 }
 
 func (g *Gateway) run(f func()) {

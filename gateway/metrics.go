@@ -28,7 +28,7 @@ const (
 var eventNames = []string{
 	bus.EventQueued, bus.EventDelivered, bus.EventAcked, bus.EventFailed, bus.EventRetry, bus.EventDeadLetter, bus.EventReceipt,
 	bus.EventReplied, bus.EventDuplicate, bus.EventRefused, bus.EventGap, bus.EventOwned, bus.EventReleased, bus.EventDeposed,
-	bus.EventStoreDown, bus.EventStoreUp, bus.EventEffect,
+	bus.EventStoreDown, bus.EventStoreUp, bus.EventEffect, EventChannel, EventForeign, EventUnanswered,
 }
 
 // latency are the buckets of message times in seconds: from a local store's fraction of a
@@ -52,7 +52,10 @@ type metrics struct {
 	requestSeconds            *prometheus.HistogramVec
 	denied                    *prometheus.CounterVec
 	waiting, clients, dropped *prometheus.Desc
-	known                     map[string]bool
+	channelUp                 *prometheus.GaugeVec
+	channelEvents, channelPosts, channelErrors, channelForeign,
+	channelUnknown *prometheus.CounterVec
+	known map[string]bool
 
 	mu   sync.Mutex
 	own  map[string]bool
@@ -84,6 +87,19 @@ func newMetrics(g *Gateway, version string) *metrics {
 		clients: prometheus.NewDesc("gatemesh_stream_clients", "Clients of the event stream.", nil, nil),
 		dropped: prometheus.NewDesc("gatemesh_stream_dropped_total", "Clients of the event stream that were cut off because they were too slow.", nil, nil),
 	}
+	channel := []string{"channel", "account"}
+	counter := func(name, help string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, channel)
+		m.registry.MustRegister(v)
+		return v
+	}
+	m.channelUp = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gatemesh_channel_up", Help: "1 while this gateway holds the account's connection, else 0."}, channel)
+	m.registry.MustRegister(m.channelUp)
+	m.channelEvents = counter("gatemesh_channel_events_total", "Events of the vendor that were taken in.")
+	m.channelPosts = counter("gatemesh_channel_posts_total", "Posts that the vendor has, as it said.")
+	m.channelErrors = counter("gatemesh_channel_errors_total", "Failures of connections and posts.")
+	m.channelForeign = counter("gatemesh_channel_foreign_total", "Signs of somebody else who uses the account's credentials.")
+	m.channelUnknown = counter("gatemesh_channel_unknown_total", "Posts of which nobody can find out whether they were made.")
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "gateway": g.name}})
 	build.Set(1)

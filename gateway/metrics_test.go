@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gatemesh/gatemesh/bus"
@@ -24,6 +25,10 @@ func TestMetricsTable(t *testing.T) {
 	n.ask("bobby", "x")
 	n.metrics.observe(bus.Event{Event: bus.EventDeadLetter, Class: envelope.ClassExpired}) // so that every label shows
 	n.metrics.observe(bus.Event{Event: bus.EventRefused})
+	n.metrics.channelUp.WithLabelValues("slack", "default")
+	for _, v := range []*prometheus.CounterVec{n.metrics.channelErrors, n.metrics.channelEvents, n.metrics.channelForeign, n.metrics.channelPosts, n.metrics.channelUnknown} {
+		v.WithLabelValues("slack", "default")
+	}
 
 	families, err := n.metrics.registry.Gather()
 	if err != nil {

@@ -70,10 +70,24 @@ var fences = []fence{
 		reason: "flags are the binary's; packages take structs"},
 	{imports: "github.com/coder/websocket", within: []string{"gateway", "cmd"},
 		reason: "the stream is the API's: its server is gateway, its client is cmd"},
+	{imports: "github.com/slack-go/slack", within: []string{"gateway/slack"},
+		reason: "gateway/slack is Slack for everybody else"},
+	{imports: "github.com/yuin/goldmark", within: []string{"gateway/slack"},
+		reason: "it reads Markdown for a vendor that does not; a second user is a reason to talk about one place for it"},
+	{imports: module + "/gateway/slack/slacktest", within: []string{"gateway/slack/slacktest"},
+		reason: "the fake of Slack is for tests"},
+	{imports: "go.mau.fi", within: []string{"gateway/whatsapp"},
+		reason: "gateway/whatsapp is WhatsApp for everybody else"},
+	{imports: module + "/gateway/whatsapp/whatsapptest", within: []string{"gateway/whatsapp/whatsapptest"},
+		reason: "the fake of WhatsApp is for tests"},
 	{imports: "github.com/prometheus/client_golang", within: []string{"gateway", "cmd"},
 		reason: "metrics are fed by events, on one code path; packages below emit events"},
 	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra"},
 		reason: "bus, envelope and agent know no HTTP: they must run where there is none (tests with fake time)"},
+	{imports: "github.com/bwmarrin/discordgo", within: []string{"gateway/discord"},
+		reason: "the vendor's client library, which one child wraps"},
+	{imports: module + "/gateway/discord/discordtest", within: []string{"gateway/discord/discordtest"},
+		reason: "the fake of Discord is for tests"},
 	{imports: module + "/bus/bustest", within: []string{"bus/bustest"},
 		reason: "the suite is for tests: in a binary it would bring testing's flags"},
 	{imports: "log", within: nil,
@@ -92,6 +106,9 @@ var adopted = map[string]string{
 var values = map[string]string{
 	"envelope/trust": "keys, signatures and the trust set: bus signs and verifies, gateway keeps the key, cmd is the operator; there is nothing to choose",
 }
+
+// suites are the packages of shared tests.
+var suites = []string{"bus/bustest", "gateway/channeltest"}
 
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
@@ -179,8 +196,8 @@ func checkImport(dir, file, imp string) []string {
 			why = append(why, f.reason)
 		}
 	}
-	if within(imp, "testing") && !within(dir, "bus/bustest") && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, or a file named *fortest.go")
+	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

@@ -136,6 +136,8 @@ func TestSecretsCanary(t *testing.T) {
 	nomadToken := f.hatch("runner.nomad.token")
 	// These two have a form of their own, or the gateway does not start.
 	enroll := trust.NewToken("lone", time.Now().Add(time.Hour), trust.NewKey().Public()).Secret()
+	channelKey := base64.StdEncoding.EncodeToString([]byte("canary-channel-key-of-32-bytes!!"))
+	f.canaries = append(f.canaries, canary{"mesh.channelKeys", channelKey})
 	f.canaries = append(f.canaries, canary{"mesh.trust.enrollToken", enroll[strings.LastIndexByte(enroll, '.')+1:]})
 	seed := make([]byte, 32)
 	if _, err := rand.Read(seed); err != nil {
@@ -148,7 +150,7 @@ func TestSecretsCanary(t *testing.T) {
 		return fmt.Sprintf("{ name: %q, role: %q, sha256: %q%s }", name, role, hex.EncodeToString(h[:]), more)
 	}
 	config := fmt.Sprintf(`{
-  mesh: { gateway: "lone", store: "local", dataDir: %q, log: { level: "debug", json: true }, consul: { token: %q }, trust: { enrollToken: %q } },
+  mesh: { gateway: "lone", store: "local", dataDir: %q, log: { level: "debug", json: true }, consul: { token: %q }, trust: { enrollToken: %q }, channelKeys: [%q] },
   gateway: {
     port: 0, tls: { enabled: true, certPath: %q, keyPath: %q },
     auth: { token: "${GW_SECRET}", password: %q, tokens: [ %s, %s ], rateLimit: { maxAttempts: 1000 } },
@@ -156,16 +158,17 @@ func TestSecretsCanary(t *testing.T) {
   },
   env: { FREE: %q, vars: { ALSO: %q } },
   models: { providers: { p: { apiKey: %q, baseUrl: "https://user:%s@models.example" }, q: { apiKey: "${ANTHROPIC_API_KEY}" } } },
-  channels: { slack: { token: "${SLACK_BOT_TOKEN}", botToken: %q, appToken: %q } },
+  channels: { slack: { token: "${SLACK_BOT_TOKEN}", botToken: %q, appToken: %q, enabled: false, accounts: { ops: { token: %q, botToken: %q, appToken: %q } } } },
   mcp: { servers: { s: { env: { ANY: %q }, args: ["${DEEP_SECRET}"], clientSecret: %q } } },
   agents: { list: [
     { id: "echo", runner: { kind: "echo", options: { token: %q } } },
     { id: "checks", capabilities: ["infra.check"], runner: { kind: "checks", checks: ["nomad"], nomad: { address: %q, token: %q } } },
   ] },
 }
-`, filepath.Join(dir, "data"), f.hatch("mesh.consul.token"), enroll, cert, key, f.hatch("gateway.auth.password"),
+`, filepath.Join(dir, "data"), f.hatch("mesh.consul.token"), enroll, channelKey, cert, key, f.hatch("gateway.auth.password"),
 		entry("viewer", "read", reader, ""), entry("gone", "operate", gone, `, expires: "2020-01-01T00:00:00Z"`), f.hatch("gateway.http.headers"),
 		f.hatch("env.FREE"), f.hatch("env.vars.ALSO"), f.hatch("models apiKey"), f.hatch("a password in a URL"), f.hatch("channels.slack.botToken"), f.hatch("channels.slack.appToken"),
+		f.hatch("channels.slack.accounts.ops.token"), f.hatch("channels.slack.accounts.ops.botToken"), f.hatch("channels.slack.accounts.ops.appToken"),
 		f.hatch("mcp env"), f.hatch("mcp clientSecret"), f.hatch("runner.options.token"), nomad.URL, nomadToken)
 	file := filepath.Join(dir, "openclaw.json")
 	save := func(text string) {
@@ -369,7 +372,7 @@ func (f *flight) everyKey(reference, show string) {
 	}
 	for _, k := range keys {
 		path := strings.NewReplacer(`<name>`, `[^.]+`, `\[\]`, `\[\d+\]`, `agents\.defaults\.`, `agents\.[^ ]*`).Replace(regexp.QuoteMeta(k[1]))
-		if !regexp.MustCompile(`(?m)^` + path + ` = "\[redacted\]"`).MatchString(show) {
+		if !regexp.MustCompile(`(?m)^` + path + ` = \[?"\[redacted\]"`).MatchString(show) {
 			f.t.Errorf("%s is secret, and was not planted: give it a canary in this test", k[1])
 		}
 	}

@@ -332,6 +332,42 @@ func (c *client) cancelTask(ctx context.Context, queue, id string, o gateway.Tas
 	return &out, nil
 }
 
+func (c *client) channels(ctx context.Context) ([]gateway.AccountStatus, error) {
+	out := gateway.ChannelsResponse{Channels: []gateway.AccountStatus{}}
+	err := c.do(ctx, http.MethodGet, "v1/channels", nil, nil, &out)
+	return out.Channels, err
+}
+
+func (c *client) pair(ctx context.Context, inbox, shown string) (*gateway.PairResponse, error) {
+	var out gateway.PairResponse
+	if err := c.do(ctx, http.MethodPost, "v1/channels/"+url.PathEscape(inbox)+"/pair", nil, gateway.ChannelOrder{Shown: shown}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+func (c *client) logout(ctx context.Context, inbox string) (*gateway.LoggedOutResponse, error) {
+	var out gateway.LoggedOutResponse
+	if err := c.do(ctx, http.MethodPost, "v1/channels/"+url.PathEscape(inbox)+"/logout", nil, gateway.ChannelOrder{}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+func (c *client) route(ctx context.Context, q gateway.RouteQuery) (*gateway.Route, error) {
+	query := url.Values{"channel": {q.Channel}}
+	for key, value := range map[string]string{"account": q.Account, "peer_kind": q.Peer.Kind, "peer": q.Peer.ID, "team": q.Team} {
+		if value != "" {
+			query.Set(key, value)
+		}
+	}
+	var out gateway.Route
+	if err := c.do(ctx, http.MethodGet, "v1/route", query, nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 func (c *client) owners(ctx context.Context) ([]bus.OwnerInfo, error) {
 	out := gateway.OwnersResponse{Owners: []bus.OwnerInfo{}}
 	err := c.do(ctx, http.MethodGet, "v1/owners", nil, nil, &out)

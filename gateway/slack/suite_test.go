@@ -1,0 +1,12 @@
+package slack
+
+import (
+	"testing"
+
+	"github.com/gatemesh/gatemesh/gateway/channeltest"
+)
+
+// What every channel's adapter must do, Slack's does.
+func TestSuite(t *testing.T) {
+	channeltest.Run(t, channeltest.Adapter{Factory: Factory(), Vendor: newVendor, Acknowledges: true})
+}

@@ -38,6 +38,7 @@ func TestAPIRefuses(t *testing.T) {
 		{"wrong type of number", "POST", msg, `{"to":"bobby","text":"x","max_hops":"4"}`, nil, 400, CodeInvalid, "max_hops"},
 		{"no target", "POST", msg, `{"text":"x"}`, nil, 400, CodeInvalid, "to"},
 		{"bad target", "POST", msg, `{"to":"Bobby!","text":"x"}`, nil, 400, CodeInvalid, "to"},
+		{"an account's own word", "POST", msg, `{"to":"channel-slack-default","text":"x","capability":"channel.event"}`, nil, 400, CodeInvalid, "capability"},
 		{"no payload", "POST", msg, `{"to":"bobby"}`, nil, 400, CodeInvalid, "text"},
 		{"two payloads", "POST", msg, `{"to":"bobby","text":"x","payload":1}`, nil, 400, CodeInvalid, "payload"},
 		{"bad id", "POST", msg, `{"id":"7","to":"bobby","text":"x"}`, nil, 400, CodeInvalid, "id"},

@@ -137,8 +137,7 @@ func TestSecretsCanary(t *testing.T) {
 	// These two have a form of their own, or the gateway does not start.
 	enroll := trust.NewToken("lone", time.Now().Add(time.Hour), trust.NewKey().Public()).Secret()
 	channelKey := base64.StdEncoding.EncodeToString([]byte("canary-channel-key-of-32-bytes!!"))
-	f.canaries = append(f.canaries, canary{"mesh.channelKeys", channelKey})
-	f.canaries = append(f.canaries, canary{"mesh.trust.enrollToken", enroll[strings.LastIndexByte(enroll, '.')+1:]})
+	f.canaries = append(f.canaries, canary{"mesh.channelKeys", channelKey}, canary{"mesh.trust.enrollToken", enroll[strings.LastIndexByte(enroll, '.')+1:]})
 	seed := make([]byte, 32)
 	if _, err := rand.Read(seed); err != nil {
 		t.Fatal(err)

@@ -81,7 +81,7 @@ func (f *flight) found() (found []string) {
 		for _, c := range f.canaries {
 			for i, form := range c.forms() {
 				if at := strings.Index(text, strings.ToLower(form)); at >= 0 {
-					found = append(found, fmt.Sprintf("%s, form %d, in %s: ...%s", c.what, i, where, f.written[where][max(0, at-120):at]))
+					found = append(found, fmt.Sprintf("%s, form %d, in %s: ...%q", c.what, i, where, text[max(0, at-120):at]))
 				}
 			}
 		}
@@ -108,7 +108,7 @@ func TestJudgeCanaries(t *testing.T) {
 
 // TestSecretsCanary gives a gateway process a recognisable secret wherever it takes one, sends it others where they do not
 // belong, breaks its configuration, has it dump its goroutines, and looks for them in all that it wrote: answers, log,
-// dump, metrics, store, config show and validate, doctor. What a control says must be there shows that it looked.
+// dump, metrics, store, a Consul server's snapshot, config show and validate, doctor. What a control says must be there shows that it looked.
 func TestSecretsCanary(t *testing.T) {
 	dir := t.TempDir()
 	f := &flight{t: t, written: map[string]string{}}
@@ -319,6 +319,7 @@ func TestSecretsCanary(t *testing.T) {
 	}
 	save(strings.Replace(config, "maxAttempts: 1000", "maxAttempts: 999", 1))
 	g.waitFor("configuration reloaded")
+	f.onConsul(config, env, roots, operator, control)
 	// A key that is half written is spoken of, and not shown.
 	if err := os.WriteFile(key, []byte("-----BEGIN PRIVATE KEY-----\n"+f.hatch("half a key")+"\n-----END PRIVATE KEY-----\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // MaxLegs is how many messages one fan-out may have: they are accepted in one transaction.
@@ -104,39 +106,79 @@ func (b *Bus) SendAll(ctx context.Context, f Fan, ask bool) (*FanStatus, error) 
 	}
 	_, err := b.sendAll(ctx, outs, func(all []*envelope.Sealed) []Op {
 		rec.At = all[0].CreatedAt
-		return []Op{{Verb: OpSet, Key: fanoutKey(b.cfg.Gateway, f.ID), Value: mustEncode(rec)}}
+		key := fanoutKey(b.cfg.Gateway, f.ID)
+		return []Op{{Verb: OpSet, Key: key, Value: b.sign(trust.KindRecord, key, mustEncode(rec))}}
 	})
+	if err != nil {
+		return nil, err
+	}
+	return b.fanStatus(ctx, &rec)
+}
+
+// FanOut tells what became of a fan-out: of this gateway's memory, and of the store for what is not in
+// it. It is known as long as answers are kept. Errors: [ErrNotFound], or the store's.
+func (b *Bus) FanOut(ctx context.Context, id string) (*FanStatus, error) {
+	rec, err := b.fanRecordOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	return b.fanStatus(ctx, rec)
 }
 
-// FanOut tells what became of a fan-out: of this gateway's memory, and of the store for what is not in
-// it. It is known as long as answers are kept. Errors: [ErrNotFound], or the store's.
-func (b *Bus) FanOut(ctx context.Context, id string) (*FanStatus, error) {
+// fanRecordOf finds what was kept of a fan-out: this gateway's own first, so that another one's under the same id hides nothing.
+func (b *Bus) fanRecordOf(ctx context.Context, id string) (*fanRecord, error) {
+	own := fanoutKey(b.cfg.Gateway, id)
+	if rec, err := b.openFan(ctx, own, b.cfg.Gateway); rec != nil || err != nil {
+		return rec, err
+	}
+	var found *fanRecord
 	keys, err := b.store.Keys(ctx, fanoutsRoot, "")
 	if err != nil {
 		return nil, fmt.Errorf("look for fan-out %s: %w", id, err)
 	}
 	for _, k := range keys {
-		if len(k) <= len(id) || k[len(k)-len(id)-1:] != "/"+id {
+		gw, ok := strings.CutSuffix(k[len(fanoutsRoot):], "/"+id)
+		if !ok || k == own {
 			continue
 		}
-		raw, err := b.store.Read(ctx, k)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", k, err)
+		rec, err := b.openFan(ctx, k, gw)
+		switch {
+		case err != nil:
+			return nil, err
+		case rec != nil && found != nil:
+			return nil, fmt.Errorf("%w: two gateways say that fan-out %s is theirs, %s one of them: ask at the one that accepted it", ErrNotFound, id, gw)
+		case rec != nil:
+			found = rec
 		}
-		var rec fanRecord
-		if err := json.Unmarshal(raw, &rec); err != nil {
-			return nil, fmt.Errorf("fan-out %s: %w: %w", k, errUnreadable, err)
-		}
-		return b.fanStatus(ctx, rec)
+	}
+	if found != nil {
+		return found, nil
 	}
 	return nil, fmt.Errorf("%w: fan-out %s", ErrNotFound, id)
 }
 
-func (b *Bus) fanStatus(ctx context.Context, rec fanRecord) (*FanStatus, error) {
+// openFan reads a record that a gateway must have written; nil: there is none that can be believed.
+func (b *Bus) openFan(ctx context.Context, key, gw string) (*fanRecord, error) {
+	raw, err := b.store.Read(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", key, err)
+	}
+	if raw == nil {
+		return nil, nil //nolint:nilnil // none
+	}
+	body, err := b.read(trust.KindRecord, key, raw, gw, "")
+	if err != nil {
+		b.refuse(key, raw, err, "@"+gw, "")
+		return nil, nil //nolint:nilnil // as if it were not there
+	}
+	rec := &fanRecord{}
+	if err := json.Unmarshal(body, rec); err != nil {
+		return nil, fmt.Errorf("fan-out %s: %w: %w", key, errUnreadable, err)
+	}
+	return rec, nil
+}
+
+func (b *Bus) fanStatus(ctx context.Context, rec *fanRecord) (*FanStatus, error) {
 	fs := &FanStatus{ID: rec.ID, At: rec.At}
 	open, dead := 0, 0
 	for _, l := range rec.Legs {
@@ -199,12 +241,4 @@ func (b *Bus) AwaitFan(ctx context.Context, id string) (*FanStatus, error) {
 		return fs, ferr
 	}
 	return last, err
-}
-
-func (b *Bus) fanRecordOf(ctx context.Context, id string) (rec fanRecord, err error) {
-	raw, err := b.store.Read(ctx, fanoutKey(b.cfg.Gateway, id))
-	if err == nil {
-		err = json.Unmarshal(raw, &rec)
-	}
-	return rec, err
 }

@@ -214,11 +214,14 @@ func (r *reconciler) clearGone(ctx context.Context) error {
 	session := b.session.id()
 	_, err = b.store.Txn(ctx, []Op{
 		{Verb: OpCheckSession, Key: gatewayLockKey(b.cfg.Gateway), Session: session},
-		{Verb: OpLock, Key: janitor, Session: session, Value: mustEncode(map[string]string{"gateway": b.cfg.Gateway})},
+		{Verb: OpLock, Key: janitor, Session: session, Value: b.sign(trust.KindOwner, janitor, mustEncode(janitorLock{b.cfg.Gateway, session}))},
 	})
 	var refused *TxnError
-	if errors.As(err, &refused) || errors.Is(err, ErrForbidden) {
-		return nil // another one does it, or is the one that may
+	if errors.Is(err, ErrForbidden) {
+		return nil // another one is the one that may
+	}
+	if errors.As(err, &refused) {
+		return r.judgeJanitor(ctx) // another one does it
 	}
 	if err != nil {
 		return fmt.Errorf("take the janitor's duty: %w", err)
@@ -236,6 +239,29 @@ func (r *reconciler) clearGone(ctx context.Context) error {
 	}
 	_, err = b.store.Txn(ctx, []Op{fence, {Verb: OpDelete, Key: janitor}})
 	return errors.Join(append(errs, err)...)
+}
+
+// janitorLock is who has the janitor's duty.
+type janitorLock struct {
+	Gateway string `json:"gateway"`
+	Session string `json:"session"`
+}
+
+// judgeJanitor tells when the duty is held by nobody who may: then nothing is cleared up, which nothing else would show.
+func (r *reconciler) judgeJanitor(ctx context.Context) error {
+	p, err := r.b.store.Get(ctx, janitor)
+	if err != nil || p == nil || !r.b.enforced() {
+		return err
+	}
+	body, st, err := r.b.open(trust.KindOwner, p.Key, p.Value, "", "")
+	var l janitorLock
+	if err == nil && (json.Unmarshal(body, &l) != nil || l != janitorLock{st.Gateway, p.Session}) {
+		err = &trust.Refusal{Reason: trust.Replay, Gateway: st.Gateway, Key: st.Key, Detail: "it was signed for another session"}
+	}
+	if err != nil {
+		r.b.refuse(p.Key, p.Value, err, "", "")
+	}
+	return nil
 }
 
 // absent lists the gateways that left something in the store and have had no session for goneAfter,

@@ -45,6 +45,8 @@ type gatewayLock struct {
 	Since   envelope.Time `json:"since"`
 	// Instance tells two starts of the same name apart.
 	Instance string `json:"instance"`
+	// Session is the one that holds the lock: a lock of before under another session says nothing.
+	Session string `json:"session"`
 }
 
 func newSession(b *Bus) *session {
@@ -164,7 +166,7 @@ func (s *session) open(ctx context.Context) error {
 	}
 	host, _ := os.Hostname()
 	key := gatewayLockKey(s.b.cfg.Gateway)
-	value := s.b.sign(trust.KindOwner, key, mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(s.b.now()), Instance: s.b.instance}))
+	value := s.b.sign(trust.KindOwner, key, mustEncode(gatewayLock{Gateway: s.b.cfg.Gateway, Host: host, PID: os.Getpid(), Since: envelope.At(s.b.now()), Instance: s.b.instance, Session: id}))
 	for {
 		_, err = s.b.store.Txn(ctx, []Op{{Verb: OpLock, Key: key, Value: value, Session: id}})
 		var refused *TxnError
@@ -177,8 +179,7 @@ func (s *session) open(ctx context.Context) error {
 			break
 		}
 		if p != nil && p.Session != "" {
-			var other gatewayLock
-			_ = json.Unmarshal(p.Value, &other)
+			other, _ := s.holder(p)
 			s.b.log.Warn("the gateway's name is in use; taking it over", "gateway", s.b.cfg.Gateway, "host", other.Host, "pid", other.PID, "since", other.Since.Time)
 			if derr := s.b.store.DestroySession(ctx, p.Session); derr != nil {
 				err = derr
@@ -267,9 +268,7 @@ func (s *session) renew(ctx context.Context) error {
 	s.mu.Unlock()
 	s.b.elector.deposeAll(ErrNoSession)
 	if p != nil && p.Session != "" {
-		var other gatewayLock
-		_ = json.Unmarshal(p.Value, &other)
-		if other.Instance != s.b.instance {
+		if other, ok := s.holder(p); ok && other.Instance != s.b.instance {
 			return fmt.Errorf("%w: %s now runs on %s (pid %d); this process stops", ErrReplaced, s.b.cfg.Gateway, other.Host, other.PID)
 		}
 	}
@@ -280,6 +279,21 @@ func (s *session) renew(ctx context.Context) error {
 	s.b.elector.kick()
 	s.b.registry.kick()
 	return nil
+}
+
+// holder reads who holds this gateway's name. It is not ok when this gateway's key did not say so: whoever may only write the store must
+// not be able to end a process by it, and loses the name again. A process that nobody would believe itself believes everybody.
+func (s *session) holder(p *Pair) (l gatewayLock, ok bool) {
+	body, st, err := s.b.open(trust.KindOwner, p.Key, p.Value, s.b.cfg.Gateway, "")
+	_ = json.Unmarshal(body, &l)
+	if err == nil && s.b.enforced() && l.Session != p.Session {
+		err = &trust.Refusal{Reason: trust.Replay, Gateway: st.Gateway, Key: st.Key, Detail: "it was signed for another session"}
+	}
+	if err != nil && s.b.trusted() == nil {
+		s.b.refuse(p.Key, p.Value, err, "@"+s.b.cfg.Gateway, "")
+		return gatewayLock{}, false
+	}
+	return l, true
 }
 
 // close ends the session; the store deletes the locks with it.

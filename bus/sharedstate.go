@@ -13,6 +13,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
 // Shared state is what all agents may know of each other (plan, "Shared state"): a ring of what happened lately,
@@ -25,7 +26,7 @@ const (
 
 // Bounds of the shared state.
 const (
-	// MaxRecentEvents and MaxRecentBytes bound the ring: the oldest go first.
+	// MaxRecentEvents and MaxRecentBytes bound the ring: the oldest go first. Signatures are extra: at most 60 KiB.
 	MaxRecentEvents = 100
 	MaxRecentBytes  = 32 << 10
 	// MaxEventBytes bounds the text of one, and MaxFocusBytes that of the focus.
@@ -86,30 +87,34 @@ func (b *Bus) RecordEvent(ctx context.Context, e StateEvent) (StateEvent, error)
 	case len(e.Event) > MaxEventBytes:
 		return e, fmt.Errorf("event is %d bytes, at most %d: %w", len(e.Event), MaxEventBytes, ErrTooLarge)
 	}
+	if err := b.maySpeakOf(e.Agent); err != nil {
+		return e, err
+	}
+	said := b.sign(trust.KindState, RecentEventsKey, mustEncode(e))
 	err := b.swap(ctx, RecentEventsKey, func(old []byte) ([]byte, error) {
 		raw, ring, err := decodeRing(old)
 		if err != nil {
 			return nil, err
 		}
-		for _, have := range ring {
+		for _, have := range b.believedEvents(raw, ring) {
 			if have.ID == e.ID {
 				e = have
 				return old, nil
 			}
 		}
-		return encodeRing(append(raw, mustEncode(e))), nil
+		return encodeRing(append(raw, said)), nil
 	})
 	return e, err
 }
 
-// RecentEvents is the ring, oldest first. Errors: *[SpoiledError], or the store's.
+// RecentEvents is the ring, oldest first; where signatures are enforced, without what no gateway of the mesh may have recorded. Errors: *[SpoiledError], or the store's.
 func (b *Bus) RecentEvents(ctx context.Context) ([]StateEvent, error) {
 	p, err := b.store.Read(ctx, RecentEventsKey)
 	if err != nil {
 		return nil, fmt.Errorf("read recent events: %w", err)
 	}
-	_, ring, err := decodeRing(p)
-	return ring, err
+	raw, ring, err := decodeRing(p)
+	return b.believedEvents(raw, ring), err
 }
 
 // SetFocus says what everybody is at now; the last one who says it wins. "" removes it. Errors: as RecordEvent.
@@ -122,19 +127,21 @@ func (b *Bus) SetFocus(ctx context.Context, text string) error {
 	case text == "":
 		return b.clear(ctx, CurrentFocusKey)
 	}
+	said := b.signFocus(text)
 	return b.swap(ctx, CurrentFocusKey, func(old []byte) ([]byte, error) {
-		_, err := decodeFocus(old)
-		return []byte(text), err
+		have, _ := splitFocus(old)
+		_, err := decodeFocus(have)
+		return said, err
 	})
 }
 
-// Focus is what everybody is at, or "".
+// Focus is what everybody is at, or "": also where signatures are enforced and no gateway of the mesh has said what lies there.
 func (b *Bus) Focus(ctx context.Context) (string, error) {
 	p, err := b.store.Read(ctx, CurrentFocusKey)
 	if err != nil {
 		return "", fmt.Errorf("read the focus: %w", err)
 	}
-	return decodeFocus(p)
+	return b.believedFocus(p)
 }
 
 // ClearEvents empties the ring, whatever it holds.
@@ -246,12 +253,15 @@ func decodeRing(b []byte) (raw []json.RawMessage, ring []StateEvent, err error) 
 	return raw, ring, nil
 }
 
-// encodeRing keeps the newest that fit.
+// encodeRing keeps the newest that fit; their stamps are extra.
 func encodeRing(raw []json.RawMessage) []byte {
 	n, size := len(raw), 2
-	for n > 0 && len(raw)-n < MaxRecentEvents && size+len(raw[n-1])+1 <= MaxRecentBytes {
+	for n > 0 && len(raw)-n < MaxRecentEvents {
+		event, _ := trust.SplitRecord(raw[n-1])
+		if size += len(event) + 1; size > MaxRecentBytes {
+			break
+		}
 		n--
-		size += len(raw[n]) + 1
 	}
 	return mustEncode(raw[n:])
 }

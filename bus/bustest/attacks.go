@@ -46,6 +46,11 @@ var attacks = []contract{
 	{"StolenOrders", stolenOrders},
 	{"StolenRecords", stolenRecords},
 	{"StolenQueue", stolenQueue},
+	{"ForgedState", forgedState},
+	{"ForgedFanOut", forgedFanOut},
+	{"ForgedName", forgedName},
+	{"FalseHeartbeat", falseHeartbeat},
+	{"MisplacedAgent", misplacedAgent},
 }
 
 // tally counts what an agent was handed, by text.

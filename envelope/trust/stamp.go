@@ -26,6 +26,7 @@ const (
 	KindSet      Kind = "trust-set"    // a trust set; an operator's
 	KindJoin     Kind = "join-request" // that a gateway wants to join
 	KindPolicy   Kind = "policy"       // who may ask what of whom; an operator's
+	KindState    Kind = "state"        // what a gateway put into the shared state
 	KindAudit    Kind = "audit"        // that a log of what happened is whole up to here
 	KindRotate   Kind = "key-rotation" // that another key of the gateway is to follow
 

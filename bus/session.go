@@ -284,16 +284,22 @@ func (s *session) renew(ctx context.Context) error {
 // holder reads who holds this gateway's name. It is not ok when this gateway's key did not say so: whoever may only write the store must
 // not be able to end a process by it, and loses the name again. A process that nobody would believe itself believes everybody.
 func (s *session) holder(p *Pair) (l gatewayLock, ok bool) {
-	body, st, err := s.b.open(trust.KindOwner, p.Key, p.Value, s.b.cfg.Gateway, "")
-	_ = json.Unmarshal(body, &l)
-	if err == nil && s.b.enforced() && l.Session != p.Session {
-		err = &trust.Refusal{Reason: trust.Replay, Gateway: st.Gateway, Key: st.Key, Detail: "it was signed for another session"}
-	}
+	l, err := s.judge(p)
 	if err != nil && s.b.trusted() == nil {
 		s.b.refuse(p.Key, p.Value, err, "@"+s.b.cfg.Gateway, "")
 		return gatewayLock{}, false
 	}
 	return l, true
+}
+
+// judge reads such a lock, and says why it is not believed.
+func (s *session) judge(p *Pair) (l gatewayLock, err error) {
+	body, st, err := s.b.open(trust.KindOwner, p.Key, p.Value, s.b.cfg.Gateway, "")
+	_ = json.Unmarshal(body, &l)
+	if err == nil && s.b.enforced() && l.Session != p.Session {
+		err = &trust.Refusal{Reason: trust.Replay, Gateway: st.Gateway, Key: st.Key, Detail: "it was signed for another session"}
+	}
+	return l, err
 }
 
 // close ends the session; the store deletes the locks with it.

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
@@ -22,7 +24,15 @@ func newRealm(t *testing.T, opt cluster.Options) *realm {
 	t.Helper()
 	opt.ACL = true
 	c := cluster.ForTestWith(t, opt)
-	return &realm{Cluster: c, admin: open(t, Options{Address: c.Addr(0), Token: c.Token()}), tokens: map[string]string{}}
+	r := &realm{Cluster: c, tokens: map[string]string{}}
+	r.admin = open(t, r.client(c.Addr(0), c.Token()))
+	return r
+}
+
+// client are the options of whoever has a token; with the cluster's certificate, where it wants one.
+func (r *realm) client(addr, token string) Options {
+	certs := r.Certificates()
+	return Options{Address: addr, Token: token, TLS: api.TLSConfig{CAFile: certs.CA, CertFile: certs.ClientCert, KeyFile: certs.ClientKey}}
 }
 
 // policy writes a policy.
@@ -66,5 +76,5 @@ func (r *realm) as(t *testing.T, mesh bus.Topology, gateway, node, addr string) 
 		r.policy(t, gateway, Policy(PolicyOptions{Role: RoleGateway, Gateway: gateway, Node: node, Mesh: mesh, Service: "openclaw"}))
 		r.tokens[gateway], _ = r.token(t, gateway)
 	}
-	return open(t, Options{Address: addr, Token: r.tokens[gateway]})
+	return open(t, r.client(addr, r.tokens[gateway]))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
 
@@ -84,6 +85,27 @@ func TestMutualTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDeliveryHardened: the whole delivery contract as a hardened Consul has it, all at once: HTTPS with certificates of both sides, nothing
+// allowed but by a policy, and each gateway with the token of the rules that are shipped for it.
+func TestDeliveryHardened(t *testing.T) {
+	r := newRealm(t, cluster.Options{MutualTLS: true, Config: manyClients})
+	if !strings.HasPrefix(r.admin.Describe(), "consul at https://") {
+		t.Fatal(r.admin.Describe())
+	}
+	anonymous := open(t, r.client(r.Addr(0), ""))
+	if _, err := anonymous.Txn(t.Context(), []bus.Op{set(bus.Root+"x", "x")}); !isForbidden(err) {
+		t.Fatalf("without a token: %v", err)
+	}
+	bustest.DeliveryAs(t, func(t *testing.T) func(bus.Topology, string) bus.Store {
+		return func(mesh bus.Topology, gateway string) bus.Store {
+			if gateway == "" {
+				return open(t, r.client(r.Addr(0), r.Token()))
+			}
+			return r.as(t, mesh, gateway, "server-1", r.Addr(0))
+		}
+	})
 }
 
 // TestClientCertificateIsRenewed: a certificate that is replaced is used with the next connection.

@@ -33,7 +33,7 @@ func checkedBy(s *trust.Signer) func(*trust.Stamp, string, []byte) error {
 }
 
 // auditOf writes a log of n events in each of several processes, and returns its directory.
-func auditOf(t *testing.T, s *trust.Signer, processes, n int) string {
+func auditOf(t testing.TB, s *trust.Signer, processes, n int) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), AuditDir)
 	for p := range processes {
@@ -80,7 +80,7 @@ func TestAuditIsWhole(t *testing.T) {
 	}
 }
 
-func auditBytes(t *testing.T, dir string) []byte {
+func auditBytes(t testing.TB, dir string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "audit-000001.jsonl"))
 	if err != nil {

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,12 +13,19 @@ import (
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// signingBus is jerry's, in a mesh of jerry alone; it has no store.
+// fuzzTime is when everything is signed here.
+var fuzzTime = time.UnixMilli(1_800_000_000_000)
+
+// signingBus is jerry's, in a mesh of jerry alone; it has no store. Its key and its clock are always the same: a fuzzer's workers are
+// processes of their own, and could believe nothing of what the first one signed otherwise.
 func signingBus(t testing.TB) *Bus {
 	t.Helper()
-	key := trust.NewKey()
+	key, err := trust.ParseKey([]byte(base64.StdEncoding.EncodeToString(make([]byte, 32))))
+	if err != nil {
+		t.Fatal(err)
+	}
 	set := &trust.Set{Mesh: "m", Version: 1, Gateways: []trust.Member{{Name: "jerry", Agents: []string{"*"}, Keys: []trust.MemberKey{{Public: trust.EncodePublic(key.Public())}}}}}
-	b := &Bus{cfg: Config{Gateway: "jerry", Clock: time.Now, Signer: &trust.Signer{Mesh: "m", Gateway: "jerry", Key: key}, Trust: trust.NewVerifier("m", true)}}
+	b := &Bus{cfg: Config{Gateway: "jerry", Clock: func() time.Time { return fuzzTime }, Signer: &trust.Signer{Mesh: "m", Gateway: "jerry", Key: key}, Trust: trust.NewVerifier("m", true)}}
 	b.cfg.Trust.Use(set)
 	return b
 }
@@ -26,9 +34,10 @@ func signingBus(t testing.TB) *Bus {
 func signedLane(t testing.TB, b *Bus) (items []laneItem, entry, inline, named []byte) {
 	t.Helper()
 	for i := range 3 {
+		id := envelope.DerivedID("fuzz", fmt.Sprint(i))
 		env, err := envelope.Seal(envelope.Envelope{
-			SchemaVersion: envelope.Version, MessageID: envelope.NewID(), CorrelationID: envelope.NewID(), ConversationID: envelope.NewID(), SourceGateway: "jerry", SourceAgent: "user",
-			TargetAgent: "bob", Payload: envelope.TextPayload(fmt.Sprint(i)), CreatedAt: envelope.At(time.Now()), TTL: envelope.MillisOf(time.Hour), MaxHops: 4,
+			SchemaVersion: envelope.Version, MessageID: id, CorrelationID: id, ConversationID: id, SourceGateway: "jerry", SourceAgent: "user",
+			TargetAgent: "bob", Payload: envelope.TextPayload(fmt.Sprint(i)), CreatedAt: envelope.At(fuzzTime), TTL: envelope.MillisOf(time.Hour), MaxHops: 4,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -37,7 +46,7 @@ func signedLane(t testing.TB, b *Bus) (items []laneItem, entry, inline, named []
 		u.send(outgoing{o: Outgoing{AttemptID: fmt.Sprint("attempt ", i)}, s: env})
 		items = append(items, u.sends...)
 	}
-	at := envelope.At(time.Now())
+	at := envelope.At(fuzzTime)
 	h := b.signHead("bob", 7, 21, at, items)
 	entry = encodeSigned(7, 21, at, h, bytesOf(items))
 	return items, entry, encodeBell(7, 21, entry, nil), encodeBell(7, 21, nil, h)

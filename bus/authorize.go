@@ -9,6 +9,7 @@ import (
 
 // Invocation is what a policy decides about: one message, where it arrived.
 type Invocation struct {
+	MessageID string
 	// From is who asks: the agent that sent the message first, and the gateway it was sent through. Forwarding
 	// does not change it.
 	From envelope.Address
@@ -32,7 +33,7 @@ func (j *job) permitted() error {
 	}
 	e := &j.env.Envelope
 	i := Invocation{
-		From: envelope.Address{Agent: e.SourceAgent, Gateway: e.SourceGateway}, To: j.ib.spec.ID, Gateway: cfg.Gateway,
+		MessageID: e.MessageID, From: envelope.Address{Agent: e.SourceAgent, Gateway: e.SourceGateway}, To: j.ib.spec.ID, Gateway: cfg.Gateway,
 		Capability: e.Capability, Size: e.PlainSize(), Again: j.del.Attempt > 0,
 		Operator: e.InReplyTo == "" && strings.HasPrefix(e.Capability, ReservedCapability),
 	}

@@ -27,7 +27,7 @@ import (
 
 // AuditConfig is the audit log.
 type AuditConfig struct {
-	Enabled bool        `json:"enabled" def:"true" doc:"Keep a hash-chained, signed log of every transition, refusal, change of ownership and order of an operator, in mesh.dataDir/audit. Without a directory for state there is none."`
+	Enabled bool        `json:"enabled" def:"true" doc:"Keep a hash-chained, signed log of every transition, refusal, change of ownership, decision of the policy and order of an operator, in mesh.dataDir/audit. Without a directory for state there is none."`
 	MaxSize ConfigBytes `json:"maxSize" def:"256MiB" min:"1MiB" doc:"How much of it is kept, in bytes; the oldest file goes first."`
 }
 
@@ -49,12 +49,13 @@ type AuditKind string
 
 // The kinds of lines.
 const (
-	AuditStart AuditKind = "start" // a process began to write: auditStart
-	AuditEvent AuditKind = "event" // a transition, a refusal, a change of ownership: bus.Event without texts
-	AuditOrder AuditKind = "order" // somebody changed something through the API, or the configuration: auditOrder
-	AuditLost  AuditKind = "lost"  // the disk was too slow or full, and so much is missing here: auditLost
-	AuditMark  AuditKind = "mark"  // the gateway vouches for everything up to here; signed
-	AuditStop  AuditKind = "stop"  // the process stopped in order; a mark follows
+	AuditStart  AuditKind = "start"  // a process began to write: auditStart
+	AuditEvent  AuditKind = "event"  // a transition, a refusal, a change of ownership: bus.Event without texts
+	AuditOrder  AuditKind = "order"  // somebody changed something through the API, or the configuration: auditOrder
+	AuditPolicy AuditKind = "policy" // what the policy said of a message, allowed or not: auditDecision
+	AuditLost   AuditKind = "lost"   // the disk was too slow or full, and so much is missing here: auditLost
+	AuditMark   AuditKind = "mark"   // the gateway vouches for everything up to here; signed
+	AuditStop   AuditKind = "stop"   // the process stopped in order; a mark follows
 )
 
 type auditStart struct {
@@ -73,6 +74,18 @@ type auditOrder struct {
 	Remote string   `json:"from,omitempty"` // the address it came from
 	Status int      `json:"status,omitempty"`
 	Keys   []string `json:"keys,omitempty"` // of the configuration that changed
+}
+
+type auditDecision struct {
+	MessageID  string `json:"message_id,omitempty"`
+	From       string `json:"from"`
+	To         string `json:"to"`
+	Capability string `json:"capability,omitempty"`
+	Size       int    `json:"size"`
+	Again      bool   `json:"again,omitempty"` // it was asked before: a retry
+	Allowed    bool   `json:"allowed"`
+	Rule       string `json:"rule,omitempty"`
+	Reason     string `json:"reason"`
 }
 
 type auditLost struct {
@@ -286,6 +299,16 @@ func (a *auditLog) order(o auditOrder) {
 	if a != nil {
 		a.put(AuditOrder, o)
 	}
+}
+
+// decision records what the policy said. That a gateway's own agents and clients may ask each other while no rule is about it is no decision.
+func (a *auditLog) decision(self string, i bus.Invocation, v Verdict) {
+	if a == nil || v.Allowed && v.Rule == "" && !i.Operator && i.From.Gateway == self {
+		return
+	}
+	a.put(AuditPolicy, auditDecision{
+		MessageID: i.MessageID, From: i.From.String(), To: i.To, Capability: i.Capability, Size: i.Size, Again: i.Again, Allowed: v.Allowed, Rule: v.Rule, Reason: v.Reason,
+	})
 }
 
 func (a *auditLog) put(kind AuditKind, data any) {

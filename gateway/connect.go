@@ -46,7 +46,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 		ClusterID: m.Cluster.ID, Deployment: m.Cluster.Deployment, SessionTTL: m.SessionTTL, Heartbeat: m.HeartbeatInterval,
 		TTL: m.DefaultTTL, MaxHops: min(m.DefaultMaxHops, envelope.MaxHops), MaxPayload: int(m.MaxPayload), ResultRetention: m.ResultRetention,
 		DrainGrace: g.deps.DrainGrace, MaxInbox: m.MaxInbox, MaxWrites: m.MaxWrites, DeadRetention: m.DeadRetention,
-		Authorize: g.policy.authorize,
+		Authorize: g.authorize,
 		Retry:     bus.RetryPolicy{MaxAttempts: m.Retry.MaxAttempts, Initial: m.Retry.Initial, Max: m.Retry.Max},
 	}
 	cfg.Signer, cfg.Trust, cfg.Anchor, cfg.JoinToken = g.identity.signer, g.identity.verifier, g.identity.anchor, g.identity.token

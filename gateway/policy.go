@@ -197,16 +197,24 @@ func (p *Policy) judge(i bus.Invocation) (Verdict, *policyRule) {
 }
 
 // Authorize is the bus's question: an error is a refusal and its reason.
-func (p *Policy) Authorize(i bus.Invocation) error {
+func (p *Policy) Authorize(i bus.Invocation) error { return p.decide(i).err() }
+
+// err is nil when it is allowed.
+func (v Verdict) err() error {
+	if v.Allowed {
+		return nil
+	}
+	return refusal(v.Reason)
+}
+
+// decide says what holds for a message now, its rate included, which it counts.
+func (p *Policy) decide(i bus.Invocation) Verdict {
 	v, r := p.judge(i)
 	if v.Allowed && r != nil && r.burst > 0 && !i.Again && !r.take(i.From.Gateway) {
 		v.Allowed = false
 		v.Reason = fmt.Sprintf("%s allows %s, and %s sent more", r.title(), r.Rate, i.From.Gateway)
 	}
-	if !v.Allowed {
-		return refusal(v.Reason)
-	}
-	return nil
+	return v
 }
 
 // refusal is why a message may not be handed to its agent.
@@ -286,4 +294,9 @@ func (l *livePolicy) renewLocked(cfg *Config, signed *trust.Policy) error {
 	return err
 }
 
-func (l *livePolicy) authorize(i bus.Invocation) error { return l.Load().Authorize(i) }
+// authorize asks the policy of now, and records what it said.
+func (g *Gateway) authorize(i bus.Invocation) error {
+	v := g.policy.Load().decide(i)
+	g.audit.decision(g.name, i, v)
+	return v.err()
+}

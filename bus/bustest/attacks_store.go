@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +68,7 @@ func changedInFlight(w *world) {
 	for _, ch := range changes {
 		texts = append(texts, ch.what)
 	}
-	ids, slots := w.waiting(jerry, "bob", append(texts, "good")...)
+	ids, slots := w.waiting(jerry, "bob", slices.Concat(texts, []string{"good"})...)
 	for i, ch := range changes {
 		v := bytes.Replace(slots[i].Value, []byte(ch.from), []byte(ch.to), 1)
 		if ch.from == `}]}` { // at the end of the entry
@@ -160,7 +161,7 @@ func spoiltValues(w *world) {
 	for _, k := range kinds {
 		texts = append(texts, k.what)
 	}
-	ids, slots := w.waiting(jerry, "bob", append(texts, "good")...)
+	ids, slots := w.waiting(jerry, "bob", slices.Concat(texts, []string{"good"})...)
 	for i, k := range kinds {
 		w.put(slots[i].Key, k.value)
 	}

@@ -3,7 +3,6 @@ package whatsapp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,8 +17,14 @@ const lastWords = 200 * time.Millisecond
 // storing is how long a write of the credentials may hold up what wants to leave.
 const storing = 5 * time.Second
 
-// errClosed is why a connection that we closed ended.
-var errClosed = errors.New("closed")
+// settling is how long after the end of a connection the library's goroutines may still be on their way to send.
+const settling = 100 * time.Millisecond
+
+// Why a connection ended.
+var (
+	errClosed = errors.New("closed") // by us
+	errLost   = errors.New("the connection was lost")
+)
 
 // A link is the transport of one connection, below the library's encryption: all that leaves goes through its Write, and before
 // that the credentials are stored and every post that is under way is asked whether it may still be made. What is refused
@@ -31,8 +36,11 @@ type link struct {
 	creds    *credentials
 	up       chan struct{} // closed when the handshake is over, either way
 	done     chan struct{} // closed with the connection
+	quiet    chan struct{} // closed when nothing of ours and, as far as can be known, of the library's sends any more
 	alive    context.Context
 	bury     context.CancelFunc
+
+	posts gate
 
 	mu     sync.Mutex
 	conn   io.ReadWriteCloser
@@ -43,11 +51,14 @@ type link struct {
 // pending is a post from when its encryption begins until the server has it.
 type pending struct {
 	check   func() error
-	refused error // guarded by link.mu
+	before  int   // writes of the credentials when it began
+	left    bool  // guarded by link.mu, as what follows: something left after the step of its ratchet was stored
+	refused error
 }
 
 func newLink(dial context.Context, base http.RoundTripper, endpoint *url.URL, creds *credentials) *link {
-	l := &link{dial: dial, base: base, endpoint: endpoint, creds: creds, up: make(chan struct{}), done: make(chan struct{}), checks: map[*pending]bool{}}
+	l := &link{dial: dial, base: base, endpoint: endpoint, creds: creds, up: make(chan struct{}), done: make(chan struct{}), quiet: make(chan struct{}),
+		checks: map[*pending]bool{}}
 	l.alive, l.bury = context.WithCancel(context.WithoutCancel(dial))
 	return l
 }
@@ -73,7 +84,7 @@ func (l *link) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, l.dead
 	}
 	l.conn = conn
-	resp.Body = &wire{link: l, conn: conn}
+	resp.Body = &wire{link: l, conn: conn, closed: make(chan struct{})}
 	return resp, nil
 }
 
@@ -100,19 +111,19 @@ func (l *link) cause() error {
 }
 
 func (l *link) begin(check func() error) *pending {
-	p := &pending{check: check}
+	p := &pending{check: check, before: l.creds.written()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.checks[p] = true
 	return p
 }
 
-// end returns why the post was refused; nil: it was not.
-func (l *link) end(p *pending) error {
+// end says what the link knows of a post: stayed means that not a byte of it has left or will.
+func (l *link) end(p *pending) (stayed bool, refused error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.checks, p)
-	return p.refused
+	return l.dead != nil && !p.left, p.refused
 }
 
 // allow is called before each byte that leaves.
@@ -138,7 +149,17 @@ func (l *link) allow() error {
 			return err
 		}
 	}
-	return l.cause()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead != nil {
+		return l.dead
+	}
+	// What leaves now may hold a post of which the step of the ratchet is stored, and no other.
+	written := l.creds.written()
+	for p := range l.checks {
+		p.left = p.left || written > p.before
+	}
+	return nil
 }
 
 // refuse ends the connection, with what was about to leave.
@@ -151,21 +172,29 @@ func (l *link) refuse(err error) {
 	l.close(err)
 }
 
-// wire is what the library takes for the network.
+// wire is what the library takes for the network. When the connection is over it says so in Read alone, and late: the library's socket has
+// no lock around the field that a send reads and the end of Read clears. A write that fails would have it closed at once as well.
 type wire struct {
 	link   *link
 	conn   io.ReadWriteCloser
-	lasted bool
+	ended  bool
+	closed chan struct{} // the library has closed it
+	once   sync.Once
 }
 
+// Write drops what may not leave and takes what cannot: the link is over then, and who waits for an answer hears that.
 func (w *wire) Write(p []byte) (int, error) {
-	if err := w.link.allow(); err != nil {
-		return 0, fmt.Errorf("nothing may leave: %w", err)
+	if w.link.allow() != nil {
+		return len(p), nil
 	}
-	return w.conn.Write(p)
+	if _, err := w.conn.Write(p); err != nil {
+		w.link.close(errLost)
+	}
+	return len(p), nil
 }
 
 func (w *wire) Close() error {
+	w.once.Do(func() { close(w.closed) })
 	w.link.close(errClosed)
 	return nil
 }
@@ -175,25 +204,33 @@ func (w *wire) Read(p []byte) (int, error) {
 	if err == nil || n > 0 {
 		return n, err
 	}
-	if w.lasted {
-		<-w.link.up // the library closes its socket first: to find it closed at the same time is a data race in it
-		return n, err
-	}
-	w.lasted = true
-	select {
-	case <-w.link.up:
-	default:
-		if len(p) >= len(unreadable) {
-			return copy(p, unreadable), nil
+	if !w.ended {
+		w.ended = true
+		select {
+		case <-w.closed:
+		case <-w.link.up:
+			w.lastWords()
+		default:
+			if len(p) >= len(unreadable) {
+				return copy(p, unreadable), nil
+			}
 		}
 	}
+	select {
+	case <-w.closed:
+	case <-w.link.quiet:
+	}
+	return 0, err
+}
+
+func (w *wire) lastWords() {
 	t := time.NewTimer(lastWords)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		w.link.close(errLost)
 	case <-w.link.done:
 	}
-	return 0, err
 }
 
 // unreadable is a WebSocket message that holds a frame of one byte: no answer to a handshake. The library waits for the answer for

@@ -86,11 +86,23 @@ func target(p gateway.ChannelPeer) (types.JID, error) {
 	return jid.ToNonAD(), nil
 }
 
-func (c *channel) send(ctx context.Context, to types.JID, m *waE2E.Message, id types.MessageID, check func() error) (gateway.Posted, error) {
-	s := c.current()
-	if s == nil {
-		return gateway.Posted{}, gateway.NotSent(notConnected, errors.New("not connected to WhatsApp"))
+func (c *channel) send(ctx context.Context, to types.JID, m *waE2E.Message, id types.MessageID, check func() error) (posted gateway.Posted, err error) {
+	err = gateway.NotSent(notConnected, errors.New("not connected to WhatsApp"))
+	if s := c.current(); s != nil {
+		s.link.posts.pass(func() bool {
+			posted, err = c.sendOn(ctx, s, to, m, id, check)
+			return true
+		})
 	}
+	return posted, err
+}
+
+// sendOn sends on one connection, and ends with it.
+func (c *channel) sendOn(ctx context.Context, s *session, to types.JID, m *waE2E.Message, id types.MessageID, check func() error) (gateway.Posted, error) {
+	caller := ctx
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.link.alive, cancel)()
 	if err := check(); err != nil {
 		return gateway.Posted{}, gateway.NotSent(0, err)
 	}
@@ -107,25 +119,29 @@ func (c *channel) send(ctx context.Context, to types.JID, m *waE2E.Message, id t
 	// From here on the link asks before each byte that leaves, the message's own among them.
 	under := s.link.begin(check)
 	resp, err := s.client.SendMessage(ctx, to, m, whatsmeow.SendRequestExtra{ID: id, Timeout: c.timeout})
-	refused := s.link.end(under)
+	stayed, refused := s.link.end(under)
 	switch {
 	case err == nil:
 		return gateway.Posted{Ref: id, At: resp.Timestamp}, nil
 	case errors.Is(err, whatsmeow.ErrServerReturnedError):
 		return gateway.Posted{}, returned(err)
-	case refused != nil && resp.DebugTimings.Resp == 0 && errors.Is(err, refused):
+	case stayed && refused != nil:
 		return gateway.Posted{}, gateway.NotSent(0, refused)
+	case stayed && caller.Err() == nil:
+		return gateway.Posted{}, gateway.NotSent(notConnected, s.link.cause())
 	case resp.DebugTimings.Send == 0: // it did not come to sending
 		return gateway.Posted{}, notSent(err)
 	}
-	return gateway.Posted{}, fmt.Errorf("whether WhatsApp has the message is not known: %w", outcome(ctx, err))
+	return gateway.Posted{}, fmt.Errorf("whether WhatsApp has the message is not known: %w", outcome(caller, s.link, err))
 }
 
 // outcome is an error without the library's words, which may show a frame.
-func outcome(ctx context.Context, err error) error {
-	switch {
+func outcome(ctx context.Context, l *link, err error) error {
+	switch cause := l.cause(); {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case cause != nil:
+		return cause
 	case errors.Is(err, whatsmeow.ErrMessageTimedOut):
 		return whatsmeow.ErrMessageTimedOut
 	}

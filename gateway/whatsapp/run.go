@@ -174,8 +174,9 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	}
 	c.setLive(nil)
 	l.close(errClosed)
-	letGo(client, gone, err == nil)
-	over.shut() // ctx, or the link, has ended what its handlers wait for
+	l.posts.shut() // the link has ended what they wait for
+	over.shut()    // ctx, or the link, has ended what its handlers wait for
+	letGo(client, l, gone, err == nil)
 	cancel()
 	if verdict := o.verdict(); verdict != nil {
 		return verdict
@@ -186,12 +187,16 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 	if cause := l.cause(); !errors.Is(cause, errClosed) {
 		return cause
 	}
-	return errors.New("the connection was lost")
+	return errLost
 }
 
-// letGo has the library see that its connection is over. It must find out by itself: to be told while it finds out is a data race in it.
-// When it expected the end it says nothing of it, and there is nothing to tell.
-func letGo(client *whatsmeow.Client, gone <-chan struct{}, connected bool) {
+// letGo has the library see that its connection is over, when nothing sends any more. It must find out by itself: to be told while it finds
+// out is a data race in it. When it expected the end it says nothing of it, and there is nothing to tell.
+func letGo(client *whatsmeow.Client, l *link, gone <-chan struct{}, connected bool) {
+	if connected {
+		time.Sleep(settling) // an acknowledgement may be on its way to a Write that drops it
+	}
+	close(l.quiet)
 	if connected {
 		t := time.NewTimer(2 * lastWords)
 		defer t.Stop()

@@ -92,6 +92,13 @@ func (c *credentials) flush(ctx context.Context) error {
 	return nil
 }
 
+// written counts the writes.
+func (c *credentials) written() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes
+}
+
 // broke remembers that a write failed.
 func (c *credentials) broke(err error) error {
 	c.mu.Lock()

@@ -1,6 +1,7 @@
 package whatsapp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -33,7 +34,7 @@ func TestGroupMentionAndReaction(t *testing.T) {
 	hears(t, bob, "hello all", "*yes*")
 	reactor := o.ch.(gateway.ChannelReactor)
 	for _, on := range []bool{true, true, false} {
-		if err := reactor.React(t.Context(), gateway.PostTarget{Peer: group, Message: second.Message}, on); err != nil {
+		if err := reactor.React(within(t), gateway.PostTarget{Peer: group, Message: second.Message}, on); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -74,7 +75,7 @@ func poll(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	late := time.NewTimer(20 * time.Second)
+	late := time.NewTimer(longest)
 	defer late.Stop()
 	for !ok() {
 		select {
@@ -101,7 +102,7 @@ func TestPostOutcomes(t *testing.T) {
 		{whatsapptest.FaultGarbage, "unknown"},
 		{whatsapptest.FaultLostReply, "unknown"},
 	} {
-		o.until(t, "a connection", o.state(gateway.ChannelConnected))
+		connects := s.Connects(botPhone)
 		s.Misbehave(botPhone, c.fault)
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		p := post(dm(annPhone), string(c.fault))
@@ -113,18 +114,56 @@ func TestPostOutcomes(t *testing.T) {
 		if c.kind != "unknown" {
 			continue
 		}
-		// The same post under the same id: the person sees it once.
-		poll(t, "the post's outcome", func() bool {
-			_, found, err := o.ch.(gateway.ChannelFinder).Find(t.Context(), p)
-			return found && err == nil
-		})
+		// WhatsApp cannot be asked: the outcome stays unknown, and nothing is sent.
+		sent := len(s.Sent(botPhone))
+		if _, found, err := o.ch.(gateway.ChannelFinder).Find(within(t), p); found || err == nil || kindOf(err) != "unknown" {
+			t.Errorf("%s: found %v, %v", c.fault, found, err)
+		}
+		if now := len(s.Sent(botPhone)); now != sent {
+			t.Errorf("%s: %d messages were sent again", c.fault, now-sent)
+		}
+		if c.fault != whatsapptest.FaultSlow {
+			poll(t, "a new connection", func() bool { return s.Connects(botPhone) > connects })
+			o.connected(t)
+		}
 	}
 	hears(t, ann, "before", string(whatsapptest.FaultSlow), string(whatsapptest.FaultGarbage), string(whatsapptest.FaultLostReply))
 	for _, to := range []gateway.ChannelPeer{{Kind: gateway.PeerDM, ID: "somebody"}, {Kind: gateway.PeerGroup, ID: "1203@g.us"}, dm("491799999999")} {
-		if _, err := o.ch.Post(t.Context(), post(to, "x")); !gateway.IsRejected(err) {
+		if _, err := o.ch.Post(within(t), post(to, "x")); !gateway.IsRejected(err) {
 			t.Errorf("to %v: %v", to, err)
 		}
 	}
+	if err := o.stop(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where the settings say so, a post of unknown outcome is sent again, under the same id.
+func TestResendSameID(t *testing.T) {
+	s := newServer(t)
+	ann := person(t, s, annPhone)
+	settings := append(bytes.TrimSuffix(s.Settings(), []byte("}")), `,"resendSameId":true}`...)
+	o := ownWith(t, settings, bot(t, s).Own()).connected(t)
+	for _, fault := range []whatsapptest.Fault{whatsapptest.FaultSlow, whatsapptest.FaultGarbage, whatsapptest.FaultLostReply} {
+		o.until(t, "a connection", o.state(gateway.ChannelConnected))
+		before := len(s.Sent(botPhone))
+		s.Misbehave(botPhone, fault)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		p := post(dm(annPhone), string(fault))
+		_, err := o.ch.Post(ctx, p)
+		cancel()
+		if kind := kindOf(err); kind != "unknown" {
+			t.Errorf("%s: %s: %v", fault, kind, err)
+		}
+		poll(t, "the post's outcome", func() bool {
+			_, found, err := o.ch.(gateway.ChannelFinder).Find(within(t), p)
+			return found && err == nil
+		})
+		if sent := s.Sent(botPhone)[before:]; len(sent) != 2 || sent[0].ID != sent[1].ID {
+			t.Errorf("%s: sent %+v", fault, sent)
+		}
+	}
+	hears(t, ann, string(whatsapptest.FaultSlow), string(whatsapptest.FaultGarbage), string(whatsapptest.FaultLostReply))
 	if err := o.stop(t); err != nil {
 		t.Error(err)
 	}
@@ -165,7 +204,7 @@ func TestCheckBeforeTheBytesLeave(t *testing.T) {
 		before := len(s.Sent(botPhone))
 		p := post(dm(annPhone), "never")
 		spoil(&p)
-		_, err := o.ch.Post(t.Context(), p)
+		_, err := o.ch.Post(within(t), p)
 		if kindOf(err) != "not sent" {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -261,7 +300,7 @@ func TestForeign(t *testing.T) {
 	}
 	// One's own successor is no foreigner.
 	c := own(t, s, store.Own()).connected(t)
-	if err := <-b.ended; !errors.Is(err, bus.ErrDeposed) {
+	if err := b.end(t); !errors.Is(err, bus.ErrDeposed) {
 		t.Errorf("the deposed owner ended with %v", err)
 	}
 	if len(b.foreign) != 0 {
@@ -279,7 +318,7 @@ func TestUnlinkedOnThePhone(t *testing.T) {
 	store := bot(t, s)
 	o := own(t, s, store.Own()).connected(t)
 	s.Remove(botPhone)
-	err := <-o.ended
+	err := o.end(t)
 	if !gateway.IsBadCredentials(err) || !strings.Contains(err.Error(), "gatemesh channels pair") {
 		t.Errorf("ended with %v", err)
 	}
@@ -296,14 +335,14 @@ func TestPairWhileRunningAndLogout(t *testing.T) {
 	store := whatsapptest.NewStore()
 	o := own(t, s, store.Own())
 	o.until(t, "pairing", o.state(gateway.ChannelPairing))
-	if _, err := o.ch.Post(t.Context(), post(dm(annPhone), "x")); kindOf(err) != "not sent" {
+	if _, err := o.ch.Post(within(t), post(dm(annPhone), "x")); kindOf(err) != "not sent" {
 		t.Errorf("a post of an account that is not linked: %v", err)
 	}
-	if err := s.Pair(t.Context(), o.ch, botPhone); err != nil {
+	if err := s.Pair(within(t), o.ch, botPhone); err != nil {
 		t.Fatal(err)
 	}
 	o.connected(t)
-	if err := o.ch.(gateway.ChannelPairer).Logout(t.Context()); err != nil {
+	if err := o.ch.(gateway.ChannelPairer).Logout(within(t)); err != nil {
 		t.Fatal(err)
 	}
 	o.until(t, "pairing", o.state(gateway.ChannelPairing))

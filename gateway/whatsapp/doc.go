@@ -52,10 +52,17 @@
 // # Sending once
 //
 // A message's id is made of the post's. The post is checked before it is encrypted and, after the write above, before each write to the socket: what
-// is left of the window is TLS and the system call. No answer within 30 seconds is an unknown outcome. [gateway.ChannelFinder]
-// then sends it again under the same id. WhatsApp's own clients do the same, encrypted anew, when their network is bad, and show such a
-// message once; WhatsApp documents neither. A program on the other side that uses a library instead of WhatsApp's clients sees it twice under
-// one id.
+// is left of the window is TLS and the system call. A post of which nothing can have left is said to be not sent. No answer within 30 seconds, or
+// the end of the connection after the bytes may have left, is an unknown outcome.
+//
+// Unknown it stays: the server keeps no history that could be asked. With
+//
+//	channels: { whatsapp: { resendSameId: true } }
+//
+// [gateway.ChannelFinder] sends the message again under the same id, encrypted anew, until the server takes it. WhatsApp's own clients
+// send again under the same id when their network is bad, and are seen to show such a message once. WhatsApp documents neither, and
+// it has been tried with no real account here: so it is off unless you say so. A program on the other side that uses a library instead
+// of WhatsApp's clients sees the message twice, under one id.
 //
 // Somebody else with the same credentials throws the connection out ("replaced"): the alarm is raised, unless the store says that it was
 // our own successor, and the account is left alone for five minutes.
@@ -63,6 +70,9 @@
 // # Not guaranteed
 //
 // Reactions, acknowledgements and requests for a message that could not be read are not checked by a post's Check, only by the write of
-// the vault. Media are not fetched or sent. The library has a data race where it sends at the moment at which the server ends the
-// connection (both touch its socket's field); it sees a closed socket or none.
+// the vault. Media are not fetched or sent.
+//
+// The library's socket has no lock around the field that a send reads and the end of the connection clears. So the end is kept from it
+// until the account's posts and handlers are over and what was on its way to be sent has come to nothing (a tenth of a second). A
+// goroutine of the library that begins to send after that, or a post during a logout, would still find a closed socket, or none.
 package whatsapp

@@ -51,8 +51,8 @@ type link struct {
 // pending is a post from when its encryption begins until the server has it.
 type pending struct {
 	check   func() error
-	before  int   // writes of the credentials when it began
-	left    bool  // guarded by link.mu, as what follows: something left after the step of its ratchet was stored
+	before  int  // writes of the credentials when it began
+	left    bool // guarded by link.mu, as what follows: something left after the step of its ratchet was stored
 	refused error
 }
 

@@ -39,9 +39,15 @@ func (c *channel) Post(ctx context.Context, p gateway.Post) (gateway.Posted, err
 	return c.send(ctx, to, textMessage(p.Text, to.Server == types.GroupServer), messageID(p.ID), p.Check)
 }
 
-// Find implements [gateway.ChannelFinder]: it sends the post again, under the same id. WhatsApp's own clients do so when
-// a network is bad, and take such a message once, whichever device it comes from: see doc.go.
+// errNotAsked is Find's answer unless the account's settings say otherwise.
+var errNotAsked = errors.New("WhatsApp cannot be asked whether it has a message, and the account's settings do not let it be sent again (resendSameId)")
+
+// Find implements [gateway.ChannelFinder]. Where the settings allow it the post is sent again, under the same id; see doc.go for
+// who sees it twice. Otherwise the outcome stays unknown.
 func (c *channel) Find(ctx context.Context, p gateway.Post) (gateway.Posted, bool, error) {
+	if !c.resend {
+		return gateway.Posted{}, false, errNotAsked
+	}
 	posted, err := c.Post(ctx, p)
 	return posted, err == nil, err
 }

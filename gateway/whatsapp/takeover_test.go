@@ -24,6 +24,17 @@ const (
 	bobPhone = "491700000003"
 )
 
+// longest bounds every wait: what does not come by then does not come.
+const longest = 10 * time.Second
+
+// within is a context that ends with the wait.
+func within(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), longest)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // desk is an ingress that keeps what it is told.
 type desk struct {
 	mu      sync.Mutex
@@ -58,7 +69,7 @@ func (d *desk) Foreign(s string)               { d.change(func() { d.foreign = a
 // until waits for what the desk was told.
 func (d *desk) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	late := time.NewTimer(20 * time.Second)
+	late := time.NewTimer(longest)
 	defer late.Stop()
 	for {
 		d.mu.Lock()
@@ -107,9 +118,9 @@ func newServer(t testing.TB) *whatsapptest.Server {
 	return s
 }
 
-func newChannel(t testing.TB, s *whatsapptest.Server, v gateway.Vault) gateway.Channel {
+func newChannel(t testing.TB, settings []byte, v gateway.Vault) gateway.Channel {
 	t.Helper()
-	ch, err := whatsapp.Factory().New(gateway.ChannelDeps{Account: "default", Settings: s.Settings(), Vault: v, Logger: hclog.NewNullLogger()})
+	ch, err := whatsapp.Factory().New(gateway.ChannelDeps{Account: "default", Settings: settings, Vault: v, Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,11 +130,28 @@ func newChannel(t testing.TB, s *whatsapptest.Server, v gateway.Vault) gateway.C
 // own runs the account until the test ends or stop is called.
 func own(t testing.TB, s *whatsapptest.Server, v gateway.Vault) *owner {
 	t.Helper()
+	return ownWith(t, s.Settings(), v)
+}
+
+func ownWith(t testing.TB, settings []byte, v gateway.Vault) *owner {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	o := &owner{desk: newDesk(), ch: newChannel(t, s, v), cancel: cancel, ended: make(chan error, 1)}
+	o := &owner{desk: newDesk(), ch: newChannel(t, settings, v), cancel: cancel, ended: make(chan error, 1)}
 	go func() { o.ended <- o.ch.Run(ctx, o) }()
 	t.Cleanup(func() { cancel() })
 	return o
+}
+
+// end waits for Run to end by itself.
+func (o *owner) end(t testing.TB) error {
+	t.Helper()
+	select {
+	case err := <-o.ended:
+		return err
+	case <-time.After(longest):
+		t.Fatalf("Run does not end by itself; %+v", o.states)
+		return nil
+	}
 }
 
 // stop ends Run, which it must within a second.
@@ -155,9 +183,7 @@ func dm(phone string) gateway.ChannelPeer {
 
 func person(t testing.TB, s *whatsapptest.Server, phone string) *whatsapptest.Person {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	p, err := s.Person(ctx, phone)
+	p, err := s.Person(within(t), phone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +199,7 @@ func person(t testing.TB, s *whatsapptest.Server, phone string) *whatsapptest.Pe
 func bot(t testing.TB, s *whatsapptest.Server) *whatsapptest.Store {
 	t.Helper()
 	store := whatsapptest.NewStore()
-	if err := s.Link(t.Context(), botPhone, s.Settings(), store.Own()); err != nil {
+	if err := s.Link(within(t), botPhone, s.Settings(), store.Own()); err != nil {
 		t.Fatal(err)
 	}
 	return store
@@ -181,7 +207,7 @@ func bot(t testing.TB, s *whatsapptest.Server) *whatsapptest.Store {
 
 func say(t testing.TB, p *whatsapptest.Person, to gateway.ChannelPeer, text string) string {
 	t.Helper()
-	id, err := p.Say(t.Context(), to, text)
+	id, err := p.Say(within(t), to, text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +216,7 @@ func say(t testing.TB, p *whatsapptest.Person, to gateway.ChannelPeer, text stri
 
 func mustPost(t testing.TB, o *owner, p gateway.Post) gateway.Posted {
 	t.Helper()
-	posted, err := o.ch.Post(t.Context(), p)
+	posted, err := o.ch.Post(within(t), p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,9 +225,7 @@ func mustPost(t testing.TB, o *owner, p gateway.Post) gateway.Posted {
 
 func hears(t testing.TB, p *whatsapptest.Person, texts ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := p.Wait(ctx, len(texts)); err != nil {
+	if err := p.Wait(within(t), len(texts)); err != nil {
 		t.Fatal(err)
 	}
 	var have []string
@@ -239,7 +263,7 @@ func TestTakeover(t *testing.T) {
 	// a is dropped without warning: it keeps its connection and what it has in memory.
 	v := store.Own()
 	sent := len(s.Sent(botPhone))
-	_, err := a.ch.Post(t.Context(), post(dm(annPhone), "from the deposed"))
+	_, err := a.ch.Post(within(t), post(dm(annPhone), "from the deposed"))
 	if !errors.Is(err, bus.ErrDeposed) {
 		t.Fatalf("the deposed owner's post: %v", err)
 	}

@@ -33,6 +33,8 @@ type settings struct {
 	// Endpoint and CertKey lead to a fake of WhatsApp, for tests: see [TestVendors].
 	Endpoint string `json:"endpoint"`
 	CertKey  string `json:"certKey"`
+	// ResendSameID lets Find send a post of unknown outcome again, under the same id.
+	ResendSameID bool `json:"resendSameId"`
 }
 
 // channel is one WhatsApp account under one term.
@@ -42,6 +44,7 @@ type channel struct {
 	base     *http.Transport
 	endpoint *url.URL
 	timeout  time.Duration // for the server to say that it has a message
+	resend   bool          // settings.ResendSameID
 
 	paired chan struct{} // one waits in it when the account was linked or unlinked
 
@@ -73,7 +76,7 @@ func newChannel(d gateway.ChannelDeps) (gateway.Channel, error) {
 	}
 	quiet()
 	c := &channel{
-		log: d.Logger, creds: newCredentials(d.Vault), paired: make(chan struct{}, 1), timeout: 30 * time.Second,
+		log: d.Logger, creds: newCredentials(d.Vault), paired: make(chan struct{}, 1), timeout: 30 * time.Second, resend: s.ResendSameID,
 		base: http.DefaultTransport.(*http.Transport).Clone(),
 	}
 	if err := c.useFake(s); err != nil {

@@ -29,6 +29,7 @@ func TestSettings(t *testing.T) {
 		{``, "", ""},
 		{`{"enabled":true}`, "", ""},
 		{`[]`, "", "not an object"},
+		{`{"resendSameId":"yes"}`, "", "resendSameId"},
 		{`{"endpoint":7}`, "", "endpoint"},
 		{`{"endpoint":"http://127.0.0.1"}`, "1", "go together"},
 		{`{"endpoint":"http://127.0.0.1","certKey":"AAAA"}`, "", TestVendors},

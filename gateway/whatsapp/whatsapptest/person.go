@@ -19,8 +19,8 @@ import (
 	"github.com/gatemesh/gatemesh/gateway/whatsapp"
 )
 
-// patience is how long a person waits for the server.
-const patience = 30 * time.Second
+// patience is how long a person waits for the server, and is waited for.
+const patience = 10 * time.Second
 
 // Store is what an account's owners share, in memory. Only the newest owner may write.
 type Store struct {
@@ -190,7 +190,12 @@ func (s *Server) Person(ctx context.Context, phone string) (*Person, error) {
 // Close ends the person's connection.
 func (p *Person) Close() error {
 	p.cancel()
-	return <-p.ended
+	select {
+	case err := <-p.ended:
+		return err
+	case <-time.After(patience):
+		return fmt.Errorf("%s does not stop", p.Phone)
+	}
 }
 
 // JID is the person's id.

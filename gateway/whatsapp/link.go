@@ -184,11 +184,10 @@ type wire struct {
 
 // Write drops what may not leave and takes what cannot: the link is over then, and who waits for an answer hears that.
 func (w *wire) Write(p []byte) (int, error) {
-	if w.link.allow() != nil {
-		return len(p), nil
-	}
-	if _, err := w.conn.Write(p); err != nil {
-		w.link.close(errLost)
+	if w.link.allow() == nil {
+		if _, err := w.conn.Write(p); err != nil {
+			w.link.close(errLost)
+		}
 	}
 	return len(p), nil
 }

@@ -194,7 +194,7 @@ func (c *channel) converse(ctx context.Context, device *store.Device, handle fun
 // out is a data race in it. When it expected the end it says nothing of it, and there is nothing to tell.
 func letGo(client *whatsmeow.Client, l *link, gone <-chan struct{}, connected bool) {
 	if connected {
-		time.Sleep(settling) // an acknowledgement may be on its way to a Write that drops it
+		<-time.After(settling) // an acknowledgement may be on its way to a Write that drops it
 	}
 	close(l.quiet)
 	if connected {

@@ -225,3 +225,8 @@ func mustJSON(v any) []byte {
 	}
 	return b
 }
+
+// Plus returns the sum.
+func (c ModelCost) Plus(d ModelCost) ModelCost {
+	return ModelCost{c.Calls + d.Calls, c.Add(d.Usage), c.USD + d.USD}
+}

@@ -114,7 +114,7 @@ var values = map[string]string{
 }
 
 // suites are the packages of shared tests.
-var suites = []string{"bus/bustest", "gateway/channeltest"}
+var suites = []string{"bus/bustest", "gateway/channeltest", "agent/modeltest"}
 
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
@@ -174,7 +174,7 @@ func checkPackages(pkgs []goPackage) []string {
 		}
 		for _, f := range p.files {
 			for _, at := range f.sleeps {
-				if f.test() || within(p.dir, "bus/bustest") {
+				if f.test() || within(p.dir, "bus/bustest") || within(p.dir, "agent/modeltest") {
 					add(at, "time.Sleep in a test: it is too short on a slow machine and too long on a fast one; use testing/synctest, a channel, or poll with a deadline")
 				}
 			}
@@ -203,7 +203,7 @@ func checkImport(dir, file, imp string) []string {
 		}
 	}
 	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, agent/modeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

@@ -38,7 +38,7 @@ func thinkingAgent(t *testing.T, api string) {
 	p, env := startDaemon(t, file)
 	until(t, "it owns its agents", func() bool { return strings.Count(must(t, env, "owner", "list"), "node-gateway\t") >= 2 })
 
-	out := must(t, env, "ask", "jerry", "Ask Bobby to check Consul", "--conversation", "talk-1")
+	out := must(t, env, "ask", "--to", "jerry", "Ask Bobby to check Consul", "--conversation", "talk-1")
 	if !strings.Contains(out, "Bobby says it is well.") {
 		t.Fatalf("%q", out)
 	}
@@ -51,7 +51,7 @@ func thinkingAgent(t *testing.T, api string) {
 	if len(list) != 1 || list[0].Key != "agent:jerry:talk-1" || list[0].Messages != 4 {
 		t.Errorf("%+v", list)
 	}
-	if out := must(t, env, "sessions", "list"); !strings.HasPrefix(out, "agent:jerry:talk-1\t") {
+	if out := must(t, env, "sessions", "list"); !strings.Contains(out, "\nagent:jerry:talk-1\t") {
 		t.Errorf("%q", out)
 	}
 	if out := must(t, env, "sessions", "show", "agent:jerry:talk-1"); !strings.Contains(out, "user: Ask Bobby to check Consul\n") || !strings.Contains(out, "assistant calls sessions_send") || !strings.Contains(out, "assistant: Bobby says it is well.\n") {

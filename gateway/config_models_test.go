@@ -39,8 +39,8 @@ func TestConfigModels(t *testing.T) {
 		kinds, models string
 	}{
 		// Without the key an agent goes on as it did, with one it thinks.
-		"without a key": {nil, "relay llm llm checks", "litellm/llama lmstudio/what-is-loaded"},
-		"with one":      {[]string{"ANTHROPIC_API_KEY=k-anthropic-1"}, "llm llm llm checks", "anthropic/claude-sonnet-4-5 litellm/llama lmstudio/what-is-loaded"},
+		"without a key": {nil, "relay,llm,llm,checks", "litellm/llama lmstudio/what-is-loaded"},
+		"with one":      {[]string{"ANTHROPIC_API_KEY=k-anthropic-1"}, "llm,llm,llm,checks", "anthropic/claude-sonnet-4-5 litellm/llama lmstudio/what-is-loaded"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := mustParseConfig(t, modelsDoc, c.env...)
@@ -53,7 +53,7 @@ func TestConfigModels(t *testing.T) {
 			for _, a := range cfg.Agents.List {
 				kinds = append(kinds, a.Runner.Kind)
 			}
-			if got := strings.Join(kinds, " "); got != c.kinds {
+			if got := strings.Join(kinds, ","); got != c.kinds {
 				t.Errorf("runners %q, want %q", got, c.kinds)
 			}
 			if got := names(cfg, 1); got != c.models {

@@ -22,13 +22,13 @@ type model struct {
 	key      string
 }
 
-// New makes the model. client nil: http.DefaultClient. BaseURL is without a version, as https://api.anthropic.com.
+// New makes the model. client nil: a plain one, which follows redirects. BaseURL is without a version, as https://api.anthropic.com.
 func New(spec agent.ModelSpec, client *http.Client) (agent.Model, error) {
 	if spec.BaseURL == "" {
 		return nil, fmt.Errorf("it has no base URL: set models.providers.%s.baseUrl", spec.Provider)
 	}
 	if client == nil {
-		client = http.DefaultClient
+		client = &http.Client{} // calls end with their context
 	}
 	base := strings.TrimSuffix(strings.TrimRight(spec.BaseURL, "/"), "/v1")
 	opts := []option.RequestOption{

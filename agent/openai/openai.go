@@ -25,13 +25,13 @@ type model struct {
 	hasServer bool
 }
 
-// New makes the model. client nil: http.DefaultClient. BaseURL is with its version, as https://api.openai.com/v1.
+// New makes the model. client nil: a plain one, which follows redirects. BaseURL is with its version, as https://api.openai.com/v1.
 func New(spec agent.ModelSpec, client *http.Client) (agent.Model, error) {
 	if spec.BaseURL == "" {
 		return nil, fmt.Errorf("it has no base URL: set models.providers.%s.baseUrl", spec.Provider)
 	}
 	if client == nil {
-		client = http.DefaultClient
+		client = &http.Client{} // calls end with their context
 	}
 	// The service and not the client: that would add OpenAI's key and headers from the environment, which must not
 	// go to another provider.

@@ -19,7 +19,9 @@ type Spec struct {
 	ID, Name, Description, Workspace string
 	// Capabilities are what others may ask of it, as "infra.check".
 	Capabilities []string
-	Runner       Runner
+	// Models (llm) are those that it may ask, the preferred one first.
+	Models []ModelSpec
+	Runner Runner
 }
 
 // DisplayName is the name for people.
@@ -32,12 +34,12 @@ func (s Spec) DisplayName() string {
 
 // Runner says what answers. A field that its kind does not use is ignored.
 type Runner struct {
-	// Kind names the factory: "echo", "relay", "checks".
+	// Kind names the factory: "echo", "relay", "checks", "llm".
 	Kind string
 	// To (relay) is the agent that is asked when a question names none.
 	To string
 	// Timeout (relay) is how long to wait for an answer; 0: until shortly before the
-	// question's TTL or the ack timeout. For checks it bounds one check; 0: its own default.
+	// question's TTL or the ack timeout. For checks it bounds one check, for llm one call of a model; 0: its own default.
 	Timeout time.Duration
 	// Checks (checks) are the parts to look at: consul, nomad, node. Empty: all.
 	Checks []string

@@ -144,17 +144,41 @@ func (b *Bus) WatchRoom(ctx context.Context, agent, prefix string, changed func(
 // [MaxRoomWrites] entries of 256 KiB together. Errors: [ErrDeposed], [ErrTooLarge], envelope.ErrInvalid; when ctx ends
 // first, [ErrOutcomeUnknown].
 func (t *Term) Write(ctx context.Context, entries ...RoomEntry) error {
-	ib := t.ib
 	if len(entries) == 0 {
 		return nil
 	}
+	ops, err := t.ib.roomOps(entries)
+	if err != nil {
+		return err
+	}
+	return t.ib.write(ctx, ops)
+}
+
+// Keep writes and deletes entries of the inbox's room in the transaction that acks the message; if that
+// never happens, they are never written. Bounds and errors are those of [Term.Write], and [ErrLeaseLost].
+func (m *Incoming) Keep(entries ...RoomEntry) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.lease.alive() {
+		return ErrLeaseLost
+	}
+	ops, err := m.j.ib.roomOps(entries)
+	if err != nil {
+		return err
+	}
+	m.extra = append(m.extra, ops...)
+	return nil
+}
+
+// roomOps are the operations that write entries.
+func (ib *inbox) roomOps(entries []RoomEntry) ([]Op, error) {
 	if len(entries) > MaxRoomWrites {
-		return fmt.Errorf("%w: %d entries in one write, at most %d", ErrTooLarge, len(entries), MaxRoomWrites)
+		return nil, fmt.Errorf("%w: %d entries in one write, at most %d", ErrTooLarge, len(entries), MaxRoomWrites)
 	}
 	ops, size := make([]Op, 0, len(entries)), 0
 	for _, e := range entries {
 		if err := checkRoomName(e.Name); err != nil {
-			return err
+			return nil, err
 		}
 		key := roomKey(ib.spec.ID, e.Name)
 		if e.Value == nil {
@@ -169,11 +193,11 @@ func (t *Term) Write(ctx context.Context, entries ...RoomEntry) error {
 		}
 		value := ib.b.sign(trust.KindRecord, key, mustEncode(rec))
 		if size += len(value); size > maxRoomBytes {
-			return fmt.Errorf("%w: one write to the room of %s holds at most %d KiB", ErrTooLarge, ib.spec.ID, maxRoomBytes>>10)
+			return nil, fmt.Errorf("%w: one write to the room of %s holds at most %d KiB", ErrTooLarge, ib.spec.ID, maxRoomBytes>>10)
 		}
 		ops = append(ops, Op{Verb: OpSet, Key: key, Value: value})
 	}
-	return ib.write(ctx, ops)
+	return ops, nil
 }
 
 // write has the owner's ops written, or refused with [ErrDeposed].

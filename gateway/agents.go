@@ -47,10 +47,12 @@ func (w queueWork) Handle(ctx context.Context, m *bus.Incoming) error {
 // longestAck is the bus's own bound; liveAgent has the agent's, which a reload may change.
 const longestAck = 365 * 24 * time.Hour
 
-func specOf(a AgentConfig) agent.Spec {
+func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	r := a.Runner
+	models, _ := cfg.modelsOf(a) // Validate has refused what cannot be resolved
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
+		Models: models,
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Options: r.Options,
@@ -153,10 +155,13 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		}
 		h := l.now.Load().handler
 		if slices.ContainsFunc(changed, func(k string) bool {
+			if strings.HasPrefix(k, "models.") {
+				return a.Runner.Kind == runnerLLM
+			}
 			rest, ok := strings.CutPrefix(k, "agents."+a.ID+".")
 			return ok && !strings.HasPrefix(rest, "ackTimeout")
 		}) {
-			if h, err = g.deps.Runners.New(specOf(a), g.agentDeps(a.ID)); err != nil {
+			if h, err = g.deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID)); err != nil {
 				return nil, nil, fmt.Errorf("reload: %w", err)
 			}
 		}

@@ -52,6 +52,9 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/keys", roleRead, 0, g.getKeys),
 		at("GET /v1/channels", roleRead, 0, g.getChannels),
 		at("GET /v1/route", roleRead, 0, g.getRoute),
+		at("GET /v1/sessions", roleRead, 0, g.getSessions),
+		at("GET /v1/sessions/{agent}/{conversation}", roleRead, 0, g.getSession),
+		at("GET /v1/costs", roleRead, 0, g.getCosts),
 		at("GET /v1/events", roleRead, 0, g.getEvents),
 		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 

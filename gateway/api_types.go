@@ -39,6 +39,9 @@ import (
 //	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
+//	GET  /v1/sessions                        SessionsResponse: what agents remember, the newest first (?agent=)
+//	GET  /v1/sessions/{agent}/{conversation} agent.Session: one of them, with its messages
+//	GET  /v1/costs                           CostsResponse: tokens and US dollars by day, agent, conversation and model (?agent=&day=)
 //	GET  /v1/keys              KeysResponse: this gateway's keys and tokens, never a secret
 //	POST /v1/keys/rotate       KeysResponse: makes the next key and asks the operator for it; no body. ?next=ID looks whether
 //	                           that one counts by now

@@ -34,7 +34,7 @@ type Config struct {
 	Gateway  GatewayConfig            `json:"gateway" doc:"Where the gateway listens and whom it lets in."`
 	Agents   AgentsConfig             `json:"agents" doc:"The agents, and what they have in common."`
 	Bindings []BindingConfig          `json:"bindings" cfg:"live" doc:"Which agent answers whom: the most specific one that fits, of equals the first; else the default agent."`
-	Models   ModelsConfig             `json:"models" cfg:"unused" doc:"Model providers."`
+	Models   ModelsConfig             `json:"models" cfg:"live" doc:"Model providers."`
 	Channels map[string]ChannelConfig `json:"channels" doc:"Chat channels by name: slack, discord, whatsapp, webchat. Of others the gateway says once that it does not know them."`
 	Cron     CronConfig               `json:"cron" cfg:"unused" doc:"Scheduler."`
 	Tools    ToolsConfig              `json:"tools" cfg:"unused" doc:"Tools of every agent."`
@@ -199,7 +199,7 @@ type AgentsConfig struct {
 // AgentDefaults is what agents have in common.
 type AgentDefaults struct {
 	Workspace     string         `json:"workspace" doc:"Directory of agents that name none."`
-	Model         ModelConfig    `json:"model" cfg:"unused,short=primary" doc:"Model of agents that name none: id, or {primary, fallbacks}."`
+	Model         ModelConfig    `json:"model" cfg:"short=primary" doc:"Model of agents that name none: provider/model, or {primary, fallbacks}."`
 	Sandbox       SandboxConfig  `json:"sandbox" cfg:"unused" doc:"Sandbox of agents that name none."`
 	Runner        RunnerConfig   `json:"runner" cfg:"short=kind" doc:"Runner of agents that name none."`
 	MaxConcurrent int            `json:"maxConcurrent" def:"16" min:"1" max:"10000" doc:"Messages of one agent in work at the same time."`
@@ -219,7 +219,7 @@ type AgentConfig struct {
 	Runner        RunnerConfig  `json:"runner" cfg:"live,short=kind" doc:"What answers its messages; a string is its kind."`
 	MaxConcurrent int           `json:"maxConcurrent" cfg:"live" min:"1" max:"10000" doc:"Messages in work at the same time. Empty: agents.defaults.maxConcurrent (16)."`
 	AckTimeout    time.Duration `json:"ackTimeout" cfg:"live" min:"1s" doc:"How long one attempt may take. Empty: agents.defaults.ackTimeout, then mesh.ackTimeout."`
-	Model         ModelConfig   `json:"model" cfg:"unused,short=primary" doc:"Model id, or {primary, fallbacks}."`
+	Model         ModelConfig   `json:"model" cfg:"live,short=primary" doc:"Model: provider/model, or {primary, fallbacks}. Empty: agents.defaults.model."`
 	Sandbox       SandboxConfig `json:"sandbox" cfg:"unused" doc:"Sandbox of its tools."`
 	Tools         ToolsConfig   `json:"tools" cfg:"unused" doc:"Tools it may use."`
 	Default       bool          `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
@@ -231,10 +231,10 @@ type AgentConfig struct {
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is
 // ignored.
 type RunnerConfig struct {
-	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo" doc:"relay (what an agent without a runner is) asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got."`
+	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model. An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
 	To      string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
 	Checks  []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
-	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take. Empty: the runner's own default."`
+	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take; llm: how long one call of a model may take. Empty: the runner's own default."`
 	Nomad   NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
 	Options map[string]any `json:"options" doc:"Anything else, handed to the runner as it is."`
 }

@@ -298,6 +298,12 @@ func (d *configDecoder) value(n *jsonNode, v reflect.Value, path, want string, u
 		default:
 			mismatch()
 		}
+	case reflect.Float64:
+		if n.kind != jsonNumber {
+			mismatch()
+			return
+		}
+		v.SetFloat(n.num)
 	case reflect.Int64:
 		mismatch() // a duration or size that is neither text nor number
 	case reflect.Struct:

@@ -57,7 +57,6 @@ func TestConfigEnvBlock(t *testing.T) {
 func TestConfigSecretReference(t *testing.T) {
 	const doc = `{
 		gateway: { auth: { token: { source: "env", provider: "default", id: "T" } } },
-		models: { providers: { x: { apiKey: { source: "exec", id: "vault" } } } },
 	}`
 	cfg := mustParseConfig(t, doc, "T=abc")
 	if cfg.Gateway.Auth.Token != "abc" || cfg.Origin("gateway.auth.token").String() != "c.json5:2:29 (${T})" {

@@ -109,8 +109,14 @@ func (c *Config) normalizeAgents() {
 	}
 	c.Agents.List, c.Agents.Entries = list, nil
 	def := c.Agents.Defaults
+	// Nobody chose a runner, so one that fits the agent may be chosen.
+	const kindAt = "agents.defaults.runner"
+	noRunner := def.Runner.Kind == "relay" && !c.source.explicit(kindAt) && !c.source.explicit(kindAt+".kind")
 	for i := range list {
 		a := &list[i]
+		if a.Model.Primary == "" && len(a.Model.Fallbacks) == 0 {
+			a.Model = def.Model
+		}
 		a.Name = cmp.Or(a.Name, a.ID)
 		a.Workspace = cmp.Or(a.Workspace, def.Workspace)
 		if len(a.Gateways) == 0 {
@@ -121,6 +127,9 @@ func (c *Config) normalizeAgents() {
 			own := a.Runner
 			a.Runner = def.Runner
 			cfgOverlay(reflect.ValueOf(&a.Runner).Elem(), reflect.ValueOf(own))
+			if noRunner && c.canThink(*a) {
+				a.Runner.Kind = runnerLLM
+			}
 		}
 		// An explicit 0 stays, for Validate to refuse.
 		if !c.source.explicit(a.path + ".maxConcurrent") {
@@ -128,9 +137,6 @@ func (c *Config) normalizeAgents() {
 		}
 		if !c.source.explicit(a.path + ".ackTimeout") {
 			a.AckTimeout = cmp.Or(a.AckTimeout, def.AckTimeout, c.Mesh.AckTimeout)
-		}
-		if a.Model.Primary == "" && len(a.Model.Fallbacks) == 0 {
-			a.Model = def.Model
 		}
 		sandbox := def.Sandbox
 		cfgOverlay(reflect.ValueOf(&sandbox).Elem(), reflect.ValueOf(a.Sandbox))

@@ -119,6 +119,8 @@ func cfgTypeName(t reflect.Type) string {
 		return "boolean"
 	case reflect.Int:
 		return "whole number"
+	case reflect.Float64:
+		return "number"
 	case reflect.Slice:
 		switch t.Elem().Kind() {
 		case reflect.String:

@@ -75,7 +75,6 @@ func TestConfigPlan(t *testing.T) {
 	}{
 		{
 			file: "plan-phase2.json5", agents: []string{"jerry", "bobby", "billy"},
-			unused: []string{"models", "agents.list[0].model"},
 		},
 		{
 			file: "plan-phase1.json5", agents: []string{"jerry", "bobby", "billy"},
@@ -84,11 +83,11 @@ func TestConfigPlan(t *testing.T) {
 				"Tailscale hands requests to 127.0.0.1, and a gateway that also listens beyond loopback can be reached around it; " +
 				"say bind \"loopback\", or tailscale.mode \"off\"",
 			unused: []string{
-				"models", "agents.defaults.sandbox", "agents.list[0].model", "agents.list[0].sandbox",
+				"agents.defaults.sandbox", "agents.list[0].sandbox",
 				"agents.list[1].tools", "gateway.tailscale.resetOnExit", "cron",
 			},
 		},
-		{file: "plan-macbook.json5", agents: []string{"dev"}, unused: []string{"models", "agents.list[0].model"}},
+		{file: "plan-macbook.json5", agents: []string{"dev"}},
 	}
 	for _, test := range tests {
 		t.Run(test.file, func(t *testing.T) {
@@ -162,7 +161,7 @@ func TestConfigThreeAgents(t *testing.T) {
 	for _, a := range cfg.Agents.List {
 		got = append(got, a.ID+" "+a.Name+" "+a.Workspace+" "+a.Model.Primary+" "+a.Runner.Kind)
 	}
-	want := []string{"jerry Jerry /tmp/oc/ws-jerry stub/stub relay", "bobby Bobby /tmp/oc/ws-bobby stub/stub relay", "billy Billy /tmp/oc/ws-billy stub/stub relay"}
+	want := []string{"jerry Jerry /tmp/oc/ws-jerry stub/stub llm", "bobby Bobby /tmp/oc/ws-bobby stub/stub llm", "billy Billy /tmp/oc/ws-billy stub/stub llm"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}

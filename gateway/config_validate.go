@@ -30,6 +30,7 @@ func (c *Config) Validate() error {
 	v.agents()
 	v.queues()
 	v.channels()
+	v.models()
 	if len(v.problems) == 0 {
 		return nil
 	}

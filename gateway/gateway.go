@@ -161,7 +161,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
 	for _, a := range cfg.runnersHere() {
-		h, err := deps.Runners.New(specOf(a), g.agentDeps(a.ID))
+		h, err := deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID))
 		if err != nil {
 			return nil, err
 		}

@@ -66,6 +66,12 @@ var fences = []fence{
 		reason: "the embedded store wraps it; a second user would share its file format"},
 	{imports: "github.com/shirou/gopsutil", within: []string{"agent/infra"},
 		reason: "only the infrastructure check looks at its node"},
+	{imports: "github.com/openai/openai-go", within: []string{"agent/openai"},
+		reason: "the child is the vendor for everybody else; its errors hold requests, and with them keys"},
+	{imports: "github.com/anthropics/anthropic-sdk-go", within: []string{"agent/anthropic"},
+		reason: "the child is the vendor for everybody else; its errors hold requests, and with them keys"},
+	{imports: module + "/agent/modeltest", within: []string{"agent/modeltest"},
+		reason: "the suite is for tests: in a binary it would bring testing's flags"},
 	{imports: "github.com/spf13/cobra", within: []string{"cmd"},
 		reason: "flags are the binary's; packages take structs"},
 	{imports: "github.com/coder/websocket", within: []string{"gateway", "cmd"},
@@ -82,7 +88,7 @@ var fences = []fence{
 		reason: "the fake of WhatsApp is for tests"},
 	{imports: "github.com/prometheus/client_golang", within: []string{"gateway", "cmd"},
 		reason: "metrics are fed by events, on one code path; packages below emit events"},
-	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra"},
+	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra", "agent/openai", "agent/anthropic", "agent/modeltest"},
 		reason: "bus, envelope and agent know no HTTP: they must run where there is none (tests with fake time)"},
 	{imports: "github.com/bwmarrin/discordgo", within: []string{"gateway/discord"},
 		reason: "the vendor's client library, which one child wraps"},
@@ -108,7 +114,7 @@ var values = map[string]string{
 }
 
 // suites are the packages of shared tests.
-var suites = []string{"bus/bustest", "gateway/channeltest"}
+var suites = []string{"bus/bustest", "gateway/channeltest", "agent/modeltest"}
 
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
@@ -168,7 +174,7 @@ func checkPackages(pkgs []goPackage) []string {
 		}
 		for _, f := range p.files {
 			for _, at := range f.sleeps {
-				if f.test() || within(p.dir, "bus/bustest") {
+				if f.test() || within(p.dir, "bus/bustest") || within(p.dir, "agent/modeltest") {
 					add(at, "time.Sleep in a test: it is too short on a slow machine and too long on a fast one; use testing/synctest, a channel, or poll with a deadline")
 				}
 			}
@@ -197,7 +203,7 @@ func checkImport(dir, file, imp string) []string {
 		}
 	}
 	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, or a file named *fortest.go")
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, agent/modeltest, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

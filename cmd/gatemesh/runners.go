@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/gatemesh/gatemesh/agent"
+	"github.com/gatemesh/gatemesh/agent/anthropic"
 	"github.com/gatemesh/gatemesh/agent/infra"
+	"github.com/gatemesh/gatemesh/agent/openai"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/gateway"
 )
@@ -25,7 +28,18 @@ const (
 func runners(consul gateway.ConsulConfig) agent.Runners {
 	r := agent.Builtin()
 	r["checks"] = func(spec agent.Spec, _ agent.Deps) (bus.Handler, error) { return newChecks(spec, consul) }
+	client := modelClient()
+	r["llm"] = agent.NewLLM(agent.Vendors{
+		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },
+		agent.APIAnthropic: func(s agent.ModelSpec) (agent.Model, error) { return anthropic.New(s, client) },
+	})
 	return r
+}
+
+// modelClient is what all models are asked through. It follows no redirect: keys travel in headers that
+// net/http would hand on.
+func modelClient() *http.Client {
+	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // newChecks makes the runner that looks at Consul, Nomad and the own node.

@@ -77,7 +77,7 @@ func (t *thinker) agents(_ context.Context, _ *bus.Incoming, args json.RawMessag
 		Capability string `json:"capability"`
 	}
 	if err := json.Unmarshal(args, &in); err != nil {
-		return "wrong arguments: " + err.Error(), true, nil //nolint:nilerr // told to the model
+		return "wrong arguments: " + err.Error(), true, nil
 	}
 	list := t.deps.Directory.Agents(in.Capability)
 	return string(mustJSON(map[string]any{"requester": t.spec.ID, "agents": list[:min(len(list), maxListed)]})), false, nil
@@ -110,11 +110,11 @@ func (t *thinker) send(ctx context.Context, m *bus.Incoming, args json.RawMessag
 		Timeout    float64 `json:"timeoutSeconds"`
 	}
 	if err := json.Unmarshal(args, &in); err != nil {
-		return "wrong arguments: " + err.Error(), true, nil //nolint:nilerr // told to the model
+		return "wrong arguments: " + err.Error(), true, nil
 	}
 	to, err := target(in.SessionKey)
 	if err != nil || in.Message == "" {
-		return "wrong arguments: sessionKey names an agent (bobby, bobby@bobby-gateway), message is what to say", true, nil //nolint:nilerr // told to the model
+		return "wrong arguments: sessionKey names an agent (bobby, bobby@bobby-gateway), message is what to say", true, nil
 	}
 	e := &m.Envelope().Envelope
 	if e.Terminal {

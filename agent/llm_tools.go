@@ -77,7 +77,7 @@ func (t *thinker) agents(_ context.Context, _ *bus.Incoming, args json.RawMessag
 		Capability string `json:"capability"`
 	}
 	if err := json.Unmarshal(args, &in); err != nil {
-		return "wrong arguments: " + err.Error(), true, nil
+		return "wrong arguments: " + err.Error(), true, nil //nolint:nilerr // told to the model
 	}
 	list := t.deps.Directory.Agents(in.Capability)
 	return string(mustJSON(map[string]any{"requester": t.spec.ID, "agents": list[:min(len(list), maxListed)]})), false, nil

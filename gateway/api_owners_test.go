@@ -1,10 +1,12 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
 )
@@ -14,6 +16,20 @@ func (n *node) owners() []bus.OwnerInfo {
 	var res OwnersResponse
 	n.do(http.MethodGet, "/v1/owners", "").into(n.t, &res)
 	return res.Owners
+}
+
+// sees waits until this gateway's own picture names the owner of bobby.
+func (n *node) sees(ctx context.Context, owner string) {
+	n.t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for n.bus.Load().OwnerOf("bobby") != owner {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			n.t.Fatalf("%s does not own bobby: %+v", owner, n.owners())
+		}
+	}
 }
 
 // Who owns what is listed on any gateway, and an operator moves it from any; the order is in the audit log.
@@ -43,14 +59,18 @@ func TestOwners(t *testing.T) {
 	if c.Duty != "bobby" || c.From != "one" || c.To != "two" || c.Token == 0 {
 		t.Errorf("%+v", c)
 	}
+	three.sees(ctx, "two") // a change of the owner may be known at its end before the others' watches tell of it
 	three.do(http.MethodPost, "/v1/owners/bobby/release", `{}`).into(t, &c)
 	if c.To != "one" {
 		t.Errorf("%+v", c)
 	}
+	two.sees(ctx, "one")
 	two.do(http.MethodPost, "/v1/owners/bobby/transfer", `{"to":"two","force":true}`).into(t, &c)
 	if c.To != "two" {
 		t.Errorf("%+v", c)
 	}
+	one.sees(ctx, "two")
+	three.sees(ctx, "two")
 	for _, tc := range []struct {
 		path, body string
 		status     int

@@ -156,7 +156,8 @@ func TestSecretsCanary(t *testing.T) {
     http: { headers: { authorization: %q } },
   },
   env: { FREE: %q, vars: { ALSO: %q } },
-  models: { providers: { p: { apiKey: %q, baseUrl: "https://user:%s@models.example" }, q: { apiKey: "${ANTHROPIC_API_KEY}" } } },
+  models: { providers: { p: { apiKey: %q, baseUrl: "https://models.example/v1" }, q: { apiKey: "${ANTHROPIC_API_KEY}", baseUrl: "https://models.example/v1" } } },
+  update: { feed: "https://user:%s@models.example" },
   channels: { slack: { token: "${SLACK_BOT_TOKEN}", botToken: %q, appToken: %q, enabled: false, accounts: { ops: { token: %q, botToken: %q, appToken: %q } } } },
   mcp: { servers: { s: { env: { ANY: %q }, args: ["${DEEP_SECRET}"], clientSecret: %q } } },
   agents: { list: [

@@ -160,9 +160,6 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f PostFault) {
 }
 
 func (s *Server) post(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	s.requests++
-	s.mu.Unlock()
 	var body struct {
 		Content   string     `json:"content"`
 		Nonce     string     `json:"nonce"`
@@ -173,9 +170,13 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 		} `json:"allowed_mentions"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		// Not counted: net/http sends a request's header before it asks the body for its first byte, where an adapter's check may end it.
 		s.refuse(w, r, http.StatusBadRequest, 50109, "The request body contains invalid JSON.")
 		return
 	}
+	s.mu.Lock()
+	s.requests++
+	s.mu.Unlock()
 	f := s.fault(&s.faults)
 	if f.Status != 0 {
 		s.fail(w, r, f)

@@ -277,7 +277,7 @@ type Counts struct {
 	Connects   int // connections ever made
 	Identifies int
 	Resumes    int // that succeeded
-	Requests   int // attempts to post
+	Requests   int // attempts to post, those whose body came
 	Beats      int // heartbeats
 }
 

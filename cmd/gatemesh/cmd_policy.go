@@ -13,20 +13,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 	"github.com/gatemesh/gatemesh/gateway"
 )
-
-// policyReport is what "policy explain --json" prints.
-type policyReport struct {
-	From       string `json:"from"`
-	To         string `json:"to"`
-	Capability string `json:"capability"`
-	Gateway    string `json:"gateway"` // whose policy
-	gateway.Verdict
-}
 
 func (a *app) policyCommand() *cobra.Command {
 	c := group("policy", "Say which agent may ask what of which, and explain what holds", a.policyExplainCommand(), a.policyPublishCommand(), a.policyShowCommand())
@@ -38,7 +28,7 @@ more open than the mesh, and what is the same everywhere is written once. Rules 
 
   gatemesh policy publish rules.json5      sign rules and put them into the store
   gatemesh policy show                     what lies there, and whether it counts
-  gatemesh policy explain --from jerry@jerry-gateway --to bobby --capability infra.check`
+  gatemesh policy explain --from jerry --to bobby --capability infra.check`
 	return c
 }
 
@@ -180,84 +170,4 @@ func (a *app) meshRules(cfg *gateway.Config, file string) (*trust.Policy, error)
 		return nil, err
 	}
 	return &trust.Policy{Mesh: cfg.Mesh.Cluster.ID, Version: 1, Rules: rules}, nil
-}
-
-func (a *app) policyExplainCommand() *cobra.Command {
-	var file, mesh, from, to, capability string
-	var set []string
-	var size int
-	var operator bool
-	explain := &cobra.Command{
-		Use:   "explain --from AGENT@GATEWAY --to AGENT [--capability NAME]",
-		Short: "Say whether a message would be allowed, and by which rule",
-		Long: `Say whether a message would be allowed here, and by which rule. It is the receiving gateway that judges, so read
-the configuration of the node where the agent runs. The rules of the mesh are those that the gateway of this node has taken
-up last (mesh.dataDir), or those of --file, which need not be published yet. Nothing is asked over the network. What a
-rate leaves over at this moment only the running gateway knows.
-
-Status 0: allowed. 1: not allowed. 2: bad input or configuration.`,
-		Example: `  gatemesh policy explain --from jerry@jerry-gateway --to bobby --capability infra.check
-  gatemesh policy explain --from user@billy-gateway --to bobby --operator`,
-		Args: cobra.NoArgs,
-		RunE: body(func(*cobra.Command, []string) error {
-			sender, err := envelope.ParseAddress(from)
-			if err != nil {
-				return failf(exitUsage, "--from %q: %w", from, err)
-			}
-			switch {
-			case sender.Gateway == "":
-				return failf(exitUsage, "--from %q: say through which gateway, as jerry@jerry-gateway", from)
-			case to == "" || !envelope.ValidName(to):
-				return failf(exitUsage, "--to %q: name the agent that is asked", to)
-			case size < 0:
-				return failf(exitUsage, "--size %d: want a number of bytes", size)
-			}
-			cfg, _, err := a.loadConfig(a.configPath(file), set)
-			if err != nil {
-				return err
-			}
-			p, err := gateway.NewPolicy(cfg.Mesh.Policy, cfg.Mesh.Gateway)
-			if err != nil {
-				return err
-			}
-			signed, err := a.meshRules(cfg, mesh)
-			if err == nil && signed != nil {
-				err = p.Add(signed)
-			}
-			if err != nil {
-				return err
-			}
-			r := policyReport{From: from, To: to, Capability: capability, Gateway: cfg.Mesh.Gateway, Verdict: p.Explain(bus.Invocation{
-				From: sender, To: to, Gateway: cfg.Mesh.Gateway, Capability: capability, Size: size, Operator: operator,
-			})}
-			out := a.printer()
-			if a.asJSON {
-				err = out.json(r)
-			} else {
-				word := out.paint(green, "allowed")
-				if !r.Allowed {
-					word = out.paint(red, "denied")
-				}
-				out.printf("%s by %s: %s\n", word, cfg.Mesh.Gateway, printable(r.Reason))
-			}
-			if err == nil && !r.Allowed {
-				err = quiet(exitFailed)
-			}
-			return err
-		}),
-	}
-	f := explain.Flags()
-	f.StringVar(&file, "config", "", configFlagHelp)
-	f.StringArrayVar(&set, "set", nil, "override a key, as --set mesh.policy.default=allow (repeatable)")
-	f.StringVar(&mesh, "file", "", "file with the mesh's rules, instead of those that the gateway has taken up")
-	f.StringVar(&from, "from", "", "who asks: AGENT@GATEWAY")
-	f.StringVar(&to, "to", "", "the agent or queue that is asked")
-	f.StringVar(&capability, "capability", "", "what is asked for (empty: a message without a capability)")
-	f.IntVar(&size, "size", 0, "bytes of payload")
-	f.BoolVar(&operator, "operator", false, "an order of that gateway's operator: redrive, purge, cancel")
-	_ = explain.MarkFlagFilename("config", "json", "json5")
-	_ = explain.MarkFlagFilename("file", "json", "json5")
-	_ = explain.MarkFlagRequired("from")
-	_ = explain.MarkFlagRequired("to")
-	return explain
 }

@@ -49,7 +49,7 @@ func TestConfigCommands(t *testing.T) {
 
 func TestPolicyExplain(t *testing.T) {
 	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"),
-		`{ mesh: { gateway: "bobby-gateway", policy: { rules: [{ name: "checks", from: "jerry", to: "bobby", capability: "infra.*", maxPayload: 100 }] } } }`)
+		`{ agents: { list: [{ id: "bobby" }, { id: "jerry", gateways: ["jerry-gateway", "bobby-gateway"] }, { id: "billy", gateways: ["billy-gateway", "bobby-gateway"] }] }, mesh: { gateway: "bobby-gateway", policy: { rules: [{ name: "checks", from: "jerry", to: "bobby", capability: "infra.*", maxPayload: 100 }] } } }`)
 	for _, tc := range []struct {
 		args   string
 		status int
@@ -61,7 +61,12 @@ func TestPolicyExplain(t *testing.T) {
 		{"--from user@bobby-gateway --to bobby", exitOK, "own agents"},
 		{"--from user@billy-gateway --to bobby --operator", exitOK, "operators"},
 		{"--from user@billy-gateway --to bobby --operator --set mesh.policy.operators=jerry-gateway", exitFailed, "mesh.policy.operators"},
-		{"--from jerry --to bobby", exitUsage, "through which gateway"},
+		{"--from jerry --to bobby --capability infra.check", exitOK, `"cases":[{"from":"jerry@jerry-gateway"`},
+		{"--from user --to bobby", exitUsage, "user@bobby-gateway"},
+		// It may run here, where nothing speaks against it, and elsewhere, where nothing speaks for it: that is no yes.
+		{"--from bobby --to billy", exitFailed, `"gateway":"billy-gateway","allowed":false`},
+		{"--from bobby --to billy --at bobby-gateway", exitOK, "own agents"},
+		{"--from bobby --to billy --at bobby-gateway!", exitUsage, "--at"},
 		{"--from jerry@jerry-gateway --to Bobby!", exitUsage, "--to"},
 		{"--from jerry@jerry-gateway --to bobby --set mesh.policy.default=maybe", exitUsage, "mesh.policy.default"},
 	} {

@@ -91,7 +91,8 @@
 //	keys rotate api  {"token", "entry": ENTRY, "old": ENTRY}; ENTRY as in token create
 //	policy show, publish  {"mesh", "version", "issued_at", "signed_by": ID, "rules": [{"name"?, "action", "from"?, "to"?,
 //	                  "capability"?, "rate"?, "max_payload"?}], "problem"?}
-//	policy explain   {"from", "to", "capability", "gateway", "allowed": BOOL, "rule"?, "number"?, "where"?, "reason"}
+//	policy explain   {"from", "to", "capability", "gateway", "allowed": BOOL, "rule"?, "number"?, "where"?, "reason",
+//	                  "cases"?: [the same of each pair of gateways, when there are several]}
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
 //	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}
 //	token hash       {"sha256"}

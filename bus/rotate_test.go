@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -110,6 +111,60 @@ func (g *gw) refusals() (list []string) {
 		}
 	}
 	return list
+}
+
+// TestTrustIsWatched: whoever is let in or thrown out need not wait for a heartbeat, also after somebody deleted the set; and whoever
+// changes the set all the time has no gateway read it all the time.
+func TestTrustIsWatched(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		m := b.operated("jerry", "bobby")
+		bobby := m.join("bobby")
+		within := func(d time.Duration, believed bool, what string) {
+			b.Helper()
+			m.pass(d)
+			if err := bobby.Ready(); believed != (err == nil) || !believed && !errors.Is(err, bus.ErrUntrusted) {
+				b.Errorf("%s: %v", what, err)
+			}
+		}
+		without, with := m.set.Gateways[:1], m.set.Gateways
+		if with[0].Name != "jerry" {
+			without = m.set.Gateways[1:]
+		}
+		within(0, true, "at the start")
+		m.set.Gateways = without
+		m.publish()
+		within(2*time.Second, false, "thrown out")
+		m.set.Gateways = with
+		m.publish()
+		within(2*time.Second, true, "let in")
+
+		if _, err := m.store.Txn(b.Context(), []bus.Op{{Verb: bus.OpDelete, Key: trust.SetKey}}); err != nil {
+			b.Fatal(err)
+		}
+		within(time.Minute, true, "while the set is gone")
+		m.set.Gateways = without
+		m.publish()
+		within(25*time.Second, false, "thrown out after that") // a heartbeat: what is not there is not watched
+
+		var gets atomic.Int64
+		bobby.store.Before(func(call string, _ []bus.Op) error {
+			if call == bustest.CallGet {
+				gets.Add(1)
+			}
+			return nil
+		})
+		for range 300 {
+			m.publish()
+			m.pass(10 * time.Millisecond)
+		}
+		if n := gets.Load(); n == 0 || n > 4*8 {
+			b.Errorf("%d reads while the set changed 300 times in 3 s", n)
+		}
+		m.set.Gateways = with
+		m.publish()
+		within(2*time.Second, true, "let in after that")
+		b.stop(bobby)
+	})
 }
 
 // TestRotateKeepsWhatWaits: what a key signed in its life is believed after its end, by those who were not there too: messages that

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -291,30 +292,63 @@ func (b *Bus) trusted() error {
 	return nil
 }
 
-// followTrust keeps the trust set that lies in the store, and asks to join while this gateway is not in it. It reads
-// with every heartbeat, and writes nothing but that request, once.
+// trustRest is the least time between two reads of a trust set that somebody keeps changing.
+const trustRest = time.Second
+
+// followTrust keeps the trust set that lies in the store, and asks to join while this gateway is not in it. It reads when the set
+// changes, so that a revocation works at once, and with every heartbeat. It writes nothing but that request, once.
 func (b *Bus) followTrust(ctx context.Context) {
+	changed := make(chan struct{}, 1) // carries wake-ups, which may merge
+	watched := false
 	for {
-		b.readTrust(ctx)
-		if !wait(ctx, b.cfg.Heartbeat) {
+		if b.readTrust(ctx) && !watched {
+			watched = true
+			b.run(func() { b.watchTrust(ctx, changed) })
+		}
+		if !wait(ctx, min(trustRest, b.cfg.Heartbeat)) {
 			return
 		}
+		t := time.NewTimer(b.cfg.Heartbeat)
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
 	}
 }
 
-// readTrust takes in the set that the store has now.
-func (b *Bus) readTrust(ctx context.Context) {
+// watchTrust tells of every change of the set. While somebody has deleted it, it looks once a heartbeat: a watch of what is not there
+// may wake for anything.
+func (b *Bus) watchTrust(ctx context.Context, changed chan<- struct{}) {
+	b.watchForever(ctx, trust.SetKey, func(pairs []Pair) error {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+		rest := trustRest
+		if len(pairs) == 0 {
+			rest = b.cfg.Heartbeat
+		}
+		wait(ctx, rest)
+		return nil
+	})
+}
+
+// readTrust takes in the set that the store has now, and reports whether it has one.
+func (b *Bus) readTrust(ctx context.Context) bool {
 	if b.cfg.Anchor == nil || b.cfg.Trust == nil {
-		return
+		return false
 	}
 	p, err := b.store.Get(ctx, trust.SetKey)
 	if err != nil || p == nil {
-		return // what was pinned goes on to count
+		return false // what was pinned goes on to count
 	}
 	b.takeTrust(ctx, p.Value)
 	b.changeKey(ctx)
 	b.askToJoin(ctx, p.Value)
 	b.readPolicy(ctx)
+	return true
 }
 
 // askToJoin puts this gateway's request into the store while the set there does not name its key, or the one that is to

@@ -43,6 +43,7 @@ type doctor struct {
 	file    string // configuration; "" when there is none
 	cfg     *gateway.Config
 	started time.Time
+	trusts  uint64 // version of the trust set that the gateway goes by
 }
 
 func (d *doctor) ok(check, detail string) {

@@ -79,6 +79,7 @@ func (d *doctor) gateway(ctx context.Context) error {
 	if c.base.Scheme == "http" && !loopbackHost(c.base.Hostname()) {
 		d.warn("tls", "token and messages cross the network to "+c.base.Host+" readable", "set gateway.tls there and write https:// in GATEMESH_ADDR")
 	}
+	d.trusts = st.TrustVersion
 	d.trust(st)
 	d.confidentiality(st)
 	if st.Ready {

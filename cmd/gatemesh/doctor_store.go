@@ -71,6 +71,7 @@ func (d *doctor) consul(ctx context.Context, s *consul.Store) {
 		d.warn("consul servers", "a single one: the mesh stands when it does", "run three servers where the mesh matters")
 	}
 	d.consulClock(ctx)
+	d.trustInStore(ctx, s)
 
 	session, err := s.NewSession(ctx, bus.SessionOptions{Name: "gatemesh doctor", TTL: 10 * time.Second})
 	if err != nil {

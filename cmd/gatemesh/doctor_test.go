@@ -11,7 +11,9 @@ import (
 
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/bus/local"
 	"github.com/gatemesh/gatemesh/envelope"
+	"github.com/gatemesh/gatemesh/envelope/trust"
 	"github.com/gatemesh/gatemesh/gateway"
 )
 
@@ -156,4 +158,52 @@ func TestDoctorLooksAtKeys(t *testing.T) {
 			t.Errorf("%+v: %+v", st, f)
 		}
 	}
+}
+
+// TestDoctorLooksAtTheSet: what lies in the store is compared with what the gateway goes by.
+func TestDoctorLooksAtTheSet(t *testing.T) {
+	operator, s := trust.NewKey(), localStore(t)
+	signed := func(version uint64) []byte {
+		raw, err := trust.SignSet(&trust.Set{Mesh: "m", Version: version, IssuedAt: envelope.At(time.Now()), Operators: []string{trust.EncodePublic(operator.Public())},
+			Gateways: []trust.Member{}, Revoked: []trust.Revocation{}}, operator)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	for _, c := range []struct {
+		value        []byte
+		status, says string
+	}{
+		{nil, statusFail, "has none"},
+		{[]byte("{}"), statusFail, "spoilt"},
+		{signed(2), statusFail, "number 2 back"},
+		{signed(3), statusOK, "number 3"},
+		{signed(4), statusWarn, "still goes by number 3"},
+	} {
+		if c.value != nil {
+			if _, err := s.Txn(t.Context(), []bus.Op{{Verb: bus.OpSet, Key: trust.SetKey, Value: c.value}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := &doctor{trusts: 3}
+		d.trustInStore(t.Context(), s)
+		if f := d.report.Checks[0]; f.Status != c.status || !strings.Contains(f.Detail, c.says) || (c.status == statusFail) != strings.Contains(f.Fix, "gatemesh trust publish") {
+			t.Errorf("%s: %+v", c.says, f)
+		}
+	}
+	d := &doctor{}
+	if d.trustInStore(t.Context(), s); len(d.report.Checks) != 0 {
+		t.Errorf("an open mesh: %+v", d.report.Checks)
+	}
+}
+
+func localStore(t *testing.T) bus.Store {
+	t.Helper()
+	s, err := local.Open(filepath.Join(t.TempDir(), "mesh.db"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
 }

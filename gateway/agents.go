@@ -111,7 +111,8 @@ func (g *Gateway) serveQueues(b *bus.Bus) error {
 //
 // Taken up at once: tokens (streams of those that are gone are closed), another key in mesh.identity.keyFile (asked for, and signed
 // with when it counts), runners and ack timeouts of agents, limits
-// and defaults for messages that come through the API, the log level. What the registry says of an agent (name,
+// and defaults for messages that come through the API, the log level, settings and tokens of chat accounts (connected again, under
+// the same ownership). What the registry says of an agent (name,
 // capabilities ...) follows when its inbox is taken the next time.
 func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error) {
 	if cfg == nil {
@@ -167,9 +168,16 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		}
 		updates = append(updates, update{l, h, a.AckTimeout})
 	}
+	takeAccounts, switched, err := g.reloadAccounts(cfg)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reload: %w", err)
+	}
+	needRestart = append(needRestart, switched...)
+	slices.Sort(needRestart)
 	for _, u := range updates {
 		u.l.set(u.h, u.t)
 	}
+	takeAccounts()
 	g.setGuard(cfg.Gateway, changed)
 	g.settings.Store(settingsOf(cfg))
 	g.router.Store(NewRouter(cfg))

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/cipher"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -53,13 +55,13 @@ type AccountStatus struct {
 
 // account is an account of a channel that this gateway may own. It is the handler of the account's inbox.
 type account struct {
-	g        *Gateway
-	cfg      ChannelAccount
-	settings json.RawMessage
-	factory  ChannelFactory
-	keys     []cipher.AEAD
-	log      hclog.Logger
-	inbox    string
+	g       *Gateway
+	cfg     ChannelAccount // as it was at the start: its names, and where it may live
+	now     atomic.Pointer[accountConfig]
+	factory ChannelFactory
+	keys    []cipher.AEAD
+	log     hclog.Logger
+	inbox   string
 
 	mu     sync.Mutex
 	status AccountStatus
@@ -72,6 +74,16 @@ type account struct {
 	code    *PairingCode
 	pairing bool
 }
+
+// accountConfig is what a reload may change of an account.
+type accountConfig struct {
+	ChannelAccount
+	settings json.RawMessage // of the adapter; secrets are in it
+	replaced chan struct{}   // closed when other settings are there
+}
+
+// errNewSettings ends a connection whose settings count no more.
+var errNewSettings = errors.New("the account has new settings")
 
 // liveChannel is a connection and the term it lives under.
 type liveChannel struct {
@@ -103,18 +115,63 @@ func (g *Gateway) newAccounts(cfg *Config) error {
 			log: g.log.Named(c.Inbox()),
 		}
 		a.status = AccountStatus{Channel: c.Channel, Account: c.ID, Inbox: a.inbox}
-		if a.settings, err = cfg.channelSettings(&c); err != nil {
+		now, err := a.configured(cfg, c)
+		if err != nil {
 			return err
 		}
-		if f.NeedsVault && len(keys) == 0 {
-			return fmt.Errorf("%s: %s %w", c.path, c.Channel, ErrNoVault)
-		}
-		if _, err := f.New(ChannelDeps{Account: c.ID, Settings: a.settings, Vault: a.vault(nil), Logger: a.log}); err != nil {
-			return err
-		}
+		a.now.Store(now)
 		g.accounts[a.inbox] = a
 	}
 	return nil
+}
+
+// configured is what cfg says of the account; the adapter judges its part of it.
+func (a *account) configured(cfg *Config, c ChannelAccount) (*accountConfig, error) {
+	settings, err := cfg.channelSettings(&c)
+	if err != nil {
+		return nil, err
+	}
+	if a.factory.NeedsVault && len(a.keys) == 0 {
+		return nil, fmt.Errorf("%s: %s %w", c.path, c.Channel, ErrNoVault)
+	}
+	if _, err := a.factory.New(ChannelDeps{Account: c.ID, Settings: settings, Vault: a.vault(nil), Logger: a.log}); err != nil {
+		return nil, err
+	}
+	return &accountConfig{c, settings, make(chan struct{})}, nil
+}
+
+// reloadAccounts reads what cfg says of the accounts that are here, and returns how to take it up. An account that came, went or was
+// switched on or off waits for a restart; restart names the switches, which Reloadable cannot tell from what was never said.
+func (g *Gateway) reloadAccounts(cfg *Config) (take func(), restart []string, err error) {
+	next := map[*account]*accountConfig{}
+	began := map[string]bool{}
+	for _, c := range g.start.ChannelAccounts() {
+		began[c.Inbox()] = c.Enabled
+	}
+	for _, c := range cfg.ChannelAccounts() {
+		if was, there := began[c.Inbox()]; there && was != c.Enabled {
+			restart = append(restart, cfgJoin(c.path, "enabled"))
+		}
+		a := g.accounts[c.Inbox()]
+		if a == nil || !c.Enabled {
+			continue
+		}
+		if next[a], err = a.configured(cfg, c); err != nil {
+			return nil, nil, err
+		}
+	}
+	return func() {
+		for a, now := range next {
+			before := a.now.Load()
+			if bytes.Equal(before.settings, now.settings) {
+				now.replaced = before.replaced
+				a.now.Store(now)
+				continue
+			}
+			a.now.Store(now)
+			close(before.replaced)
+		}
+	}, restart, nil
 }
 
 // serveChannels offers the accounts to the bus.
@@ -142,34 +199,65 @@ func (a *account) vault(t *bus.Term) Vault {
 	return &termVault{term: t, keys: a.keys}
 }
 
-// Reside implements bus.Resident: the vendor's connection lives as long as this gateway owns the account.
+// Reside implements bus.Resident: the vendor's connection lives as long as this gateway owns the account. Other settings end it and begin
+// another one under the same term, so nobody else takes the account meanwhile; what is said in between the vendor keeps, as after any lost connection.
 func (a *account) Reside(ctx context.Context, t *bus.Term) error {
-	ch, err := a.factory.New(ChannelDeps{Account: a.cfg.ID, Settings: a.settings, Vault: a.vault(t), Logger: a.log})
+	a.set(func() {
+		a.status = AccountStatus{Channel: a.cfg.Channel, Account: a.cfg.ID, Inbox: a.inbox, Gateway: a.g.name}
+	})
+	var wg sync.WaitGroup
+	wctx, endStatus := context.WithCancel(ctx)
+	wg.Go(func() { a.writeStatus(wctx, t) })
+	defer func() {
+		endStatus()
+		wg.Wait()
+	}()
+	for {
+		err := a.connect(ctx, t)
+		if ctx.Err() != nil {
+			return nil // the term is over
+		}
+		if !errors.Is(err, errNewSettings) {
+			return err
+		}
+		a.log.Info("connecting again: the account has new settings")
+	}
+}
+
+// connect holds one connection: until the term is over, it fails, or its settings count no more (errNewSettings).
+func (a *account) connect(ctx context.Context, t *bus.Term) error {
+	now := a.now.Load()
+	ch, err := a.factory.New(ChannelDeps{Account: a.cfg.ID, Settings: now.settings, Vault: a.vault(t), Logger: a.log})
 	if err != nil {
 		return err
 	}
 	if w, ok := ch.(*webchat); ok {
 		w.term = t
 	}
-	a.set(func() {
-		a.live = &liveChannel{ch, t}
-		a.status = AccountStatus{Channel: a.cfg.Channel, Account: a.cfg.ID, Inbox: a.inbox, Gateway: a.g.name}
-	})
+	a.set(func() { a.live = &liveChannel{ch, t} })
+	defer a.set(func() { a.live, a.code = nil, nil })
 	in := &ingress{a: a, t: t}
 	in.Status(ChannelStatus{State: ChannelConnecting})
+
+	run, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wctx, endStatus := context.WithCancel(ctx)
-	wg.Go(func() { a.writeStatus(wctx, t) })
-	defer func() {
-		a.set(func() { a.live, a.code = nil, nil })
-		endStatus()
-		wg.Wait()
-	}()
-	err = ch.Run(ctx, in)
-	if ctx.Err() != nil {
-		return nil // the term is over
-	}
-	if err == nil {
+	wg.Go(func() {
+		select {
+		case <-now.replaced:
+			end()
+		case <-run.Done():
+		}
+	})
+	err = ch.Run(run, in)
+	replaced := ctx.Err() == nil && run.Err() != nil
+	end()
+	wg.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case replaced:
+		return errNewSettings
+	case err == nil:
 		err = errors.New("the connection ended")
 	}
 	a.failed(err)
@@ -180,6 +268,8 @@ func (a *account) Reside(ctx context.Context, t *bus.Term) error {
 	in.Status(ChannelStatus{State: ChannelLoggedOut, Detail: clipText(err.Error(), 200)})
 	a.log.Error("the account cannot be used until somebody acts", "error", err)
 	select {
+	case <-now.replaced:
+		return errNewSettings
 	case <-a.again:
 		return errors.New("trying the account again, as somebody wants")
 	case <-ctx.Done():
@@ -289,7 +379,7 @@ func (a *account) outgoing(e ChannelEvent) (bus.Outgoing, error) {
 	// The id is new each time: of two with one id the bus would not know that one is a duplicate of the other.
 	key := envelope.DerivedID(a.inbox, "event/"+e.ID)
 	return bus.Outgoing{
-		ID: envelope.NewID(), From: a.inbox, To: envelope.Address{Agent: a.inbox}, Capability: CapabilityEvent, Payload: payload, TTL: a.cfg.AnswerWithin,
+		ID: envelope.NewID(), From: a.inbox, To: envelope.Address{Agent: a.inbox}, Capability: CapabilityEvent, Payload: payload, TTL: a.now.Load().AnswerWithin,
 		ConversationID: a.conversation(e.Peer, e.Thread), MaxAttempts: channelAttempts,
 		Task: &envelope.Task{UniqueKey: key, UniqueFor: envelope.MillisOf(channelUnique)},
 	}, nil

@@ -110,7 +110,7 @@ func (a *account) event(ctx context.Context, m *bus.Incoming, e ChannelEvent) er
 
 // unwanted says why an event is not answered; "" when it is.
 func (a *account) unwanted(e ChannelEvent) string {
-	c := a.cfg
+	c := a.now.Load()
 	policy, from, key := c.DMPolicy, c.AllowFrom, "allowFrom"
 	if peerKind(e.Peer.Kind) != PeerDM {
 		policy, from, key = c.GroupPolicy, c.GroupAllowFrom, "groupAllowFrom"

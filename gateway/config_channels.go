@@ -38,32 +38,32 @@ type ChannelConfig struct {
 	Accounts       map[string]ChannelAccountConfig `json:"accounts" doc:"Its accounts by id; each has what the channel says, and its own over it. Empty: one, with the id default."`
 	DefaultAccount string                          `json:"defaultAccount" doc:"The account that a binding without accountId is about. Empty: default, else the only one, else the first in the alphabet."`
 	Gateways       []string                        `json:"gateways" doc:"Gateways that may own the accounts, the preferred one first. Empty: all that have it configured."`
-	DMPolicy       string                          `json:"dmPolicy" enum:"|open|allowlist|disabled|pairing" doc:"Who is answered in direct messages: all, those of allowFrom, nobody. Empty: open, or allowlist when there is an allowFrom. pairing is OpenClaw's and read as allowlist: there are no pairing codes here."`
-	AllowFrom      []any                           `json:"allowFrom" doc:"Ids of who is answered in direct messages; * is all."`
-	GroupPolicy    string                          `json:"groupPolicy" enum:"|open|allowlist|disabled" doc:"Who is answered in groups and rooms: all, those of groupAllowFrom (else allowFrom), nobody. Empty: open."`
-	GroupAllowFrom []any                           `json:"groupAllowFrom" doc:"Ids of who is answered in groups and rooms."`
-	RequireMention bool                            `json:"requireMention" doc:"Whether groups and rooms are answered only when the account is named. Not said: true."`
-	AnswerWithin   time.Duration                   `json:"answerWithin" min:"1m" max:"24h" doc:"How long the answer to a message may take; then its sender is told that there is none. Empty: 1h."`
-	Token          string                          `json:"token" cfg:"secret" doc:"Bot token."`
-	BotToken       string                          `json:"botToken" cfg:"secret" doc:"Bot token, where the channel calls it so."`
-	AppToken       string                          `json:"appToken" cfg:"secret" doc:"App token."`
-	Rest           map[string]any                  `json:"<key>" cfg:"rest" doc:"Any other key of the channel's adapter."`
+	DMPolicy       string                          `json:"dmPolicy" cfg:"live" enum:"|open|allowlist|disabled|pairing" doc:"Who is answered in direct messages: all, those of allowFrom, nobody. Empty: open, or allowlist when there is an allowFrom. pairing is OpenClaw's and read as allowlist: there are no pairing codes here."`
+	AllowFrom      []any                           `json:"allowFrom" cfg:"live" doc:"Ids of who is answered in direct messages; * is all."`
+	GroupPolicy    string                          `json:"groupPolicy" cfg:"live" enum:"|open|allowlist|disabled" doc:"Who is answered in groups and rooms: all, those of groupAllowFrom (else allowFrom), nobody. Empty: open."`
+	GroupAllowFrom []any                           `json:"groupAllowFrom" cfg:"live" doc:"Ids of who is answered in groups and rooms."`
+	RequireMention bool                            `json:"requireMention" cfg:"live" doc:"Whether groups and rooms are answered only when the account is named. Not said: true."`
+	AnswerWithin   time.Duration                   `json:"answerWithin" cfg:"live" min:"1m" max:"24h" doc:"How long the answer to a message may take; then its sender is told that there is none. Empty: 1h."`
+	Token          string                          `json:"token" cfg:"secret,live" doc:"Bot token."`
+	BotToken       string                          `json:"botToken" cfg:"secret,live" doc:"Bot token, where the channel calls it so."`
+	AppToken       string                          `json:"appToken" cfg:"secret,live" doc:"App token."`
+	Rest           map[string]any                  `json:"<key>" cfg:"rest,live" doc:"Any other key of the channel's adapter."`
 }
 
 // ChannelAccountConfig is one account of a channel: what differs from the channel.
 type ChannelAccountConfig struct {
 	Enabled        bool           `json:"enabled" doc:"Whether it is connected."`
 	Gateways       []string       `json:"gateways" doc:"Gateways that may own it."`
-	DMPolicy       string         `json:"dmPolicy" enum:"|open|allowlist|disabled|pairing" doc:"Who is answered in direct messages."`
-	AllowFrom      []any          `json:"allowFrom" doc:"Ids of who is answered in direct messages."`
-	GroupPolicy    string         `json:"groupPolicy" enum:"|open|allowlist|disabled" doc:"Who is answered in groups and rooms."`
-	GroupAllowFrom []any          `json:"groupAllowFrom" doc:"Ids of who is answered in groups and rooms."`
-	RequireMention bool           `json:"requireMention" doc:"Whether groups and rooms are answered only when it is named."`
-	AnswerWithin   time.Duration  `json:"answerWithin" min:"1m" max:"24h" doc:"How long an answer may take."`
-	Token          string         `json:"token" cfg:"secret" doc:"Bot token."`
-	BotToken       string         `json:"botToken" cfg:"secret" doc:"Bot token, where the channel calls it so."`
-	AppToken       string         `json:"appToken" cfg:"secret" doc:"App token."`
-	Rest           map[string]any `json:"<key>" cfg:"rest" doc:"Any other key of the channel's adapter."`
+	DMPolicy       string         `json:"dmPolicy" cfg:"live" enum:"|open|allowlist|disabled|pairing" doc:"Who is answered in direct messages."`
+	AllowFrom      []any          `json:"allowFrom" cfg:"live" doc:"Ids of who is answered in direct messages."`
+	GroupPolicy    string         `json:"groupPolicy" cfg:"live" enum:"|open|allowlist|disabled" doc:"Who is answered in groups and rooms."`
+	GroupAllowFrom []any          `json:"groupAllowFrom" cfg:"live" doc:"Ids of who is answered in groups and rooms."`
+	RequireMention bool           `json:"requireMention" cfg:"live" doc:"Whether groups and rooms are answered only when it is named."`
+	AnswerWithin   time.Duration  `json:"answerWithin" cfg:"live" min:"1m" max:"24h" doc:"How long an answer may take."`
+	Token          string         `json:"token" cfg:"secret,live" doc:"Bot token."`
+	BotToken       string         `json:"botToken" cfg:"secret,live" doc:"Bot token, where the channel calls it so."`
+	AppToken       string         `json:"appToken" cfg:"secret,live" doc:"App token."`
+	Rest           map[string]any `json:"<key>" cfg:"rest,live" doc:"Any other key of the channel's adapter."`
 }
 
 // defaultAccount is the id of an account that has no name.

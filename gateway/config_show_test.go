@@ -114,7 +114,8 @@ func TestConfigReloadable(t *testing.T) {
 		"live":     {`gateway: "g"`, `gateway: "g", log: { level: "debug" }, retry: { max: "2m" }, maxPayload: "1KiB"`, []string{"mesh.log.level", "mesh.maxPayload", "mesh.retry.max"}, nil},
 		"store":    {`gateway: "g"`, `gateway: "g", store: "local"`, []string{"mesh.store"}, []string{"mesh.store"}},
 		"runner":   {`kind: "echo"`, `kind: "checks", checks: ["node"]`, []string{"agents.a.runner.checks", "agents.a.runner.kind"}, nil},
-		"unused":   {`token: "a"`, `token: "b"`, []string{"channels.slack.token"}, []string{"channels.slack.token"}},
+		"token":    {`token: "a"`, `token: "b", dmPolicy: "disabled", endpoint: "x"`, []string{"channels.slack.dmPolicy", "channels.slack.endpoint", "channels.slack.token"}, nil},
+		"account":  {`token: "a"`, `token: "a", accounts: { b: {} }, gateways: ["g"]`, []string{"channels.slack.accounts.b", "channels.slack.gateways"}, []string{"channels.slack.accounts.b", "channels.slack.gateways"}},
 		"channel":  {`slack:`, `discord:`, []string{"channels.discord", "channels.slack"}, []string{"channels.discord", "channels.slack"}},
 		"order":    {`{ id: "a", runner: { kind: "echo" } }, { id: "b" }`, `{ id: "b" }, { id: "a", runner: { kind: "echo" } }`, nil, nil},
 		"new":      {`{ id: "b" }`, `{ id: "c", capabilities: [] }`, []string{"agents.b", "agents.c"}, []string{"agents.b", "agents.c"}},
@@ -195,7 +196,7 @@ func TestConfigReference(t *testing.T) {
 		"| `mesh.queues` | array of objects |  | Task queues: what many may add to and several gateways work off, each task once. |\n",
 		"| `mesh.queues[].concurrency` | whole number | `1` | Tasks that each of the workers does at the same time. From 1 to 128. |\n",
 		"| `agents.entries` | object |  | The agents by id: OpenClaw's newer form of list. Keys as in `agents.list[]`. |\n",
-		"| `channels.<name>.token` | string |  | Bot token. Secret. |\n",
+		"| `channels.<name>.token` | string |  | Bot token. Secret. Taken up by a reload. |\n",
 		"| `mesh.log.level` | string | `info` | Least level that is written. One of: debug, info, warn, error. Taken up by a reload. |\n",
 	} {
 		if !strings.Contains(ref, want) {

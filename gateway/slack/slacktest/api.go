@@ -130,22 +130,22 @@ func reply(w http.ResponseWriter, status int, a answer) {
 func (s *Server) call(method string, r *http.Request) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	token, want := r.Form.Get("token"), s.cfg.BotToken
+	token, app := r.Form.Get("token"), method == "apps.connections.open"
 	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 		token = bearer
 	}
-	if method == "apps.connections.open" {
-		want = s.cfg.AppToken
-	}
+	t, known := s.tokensOfLocked(token)
 	switch {
 	case s.refusal != "":
 		return failed(s.refusal)
 	case token == "":
 		return failed("not_authed")
-	case token != want && (token == s.cfg.AppToken || token == s.cfg.BotToken):
-		return failed("not_allowed_token_type")
-	case token != want:
+	case !known:
 		return failed("invalid_auth")
+	case t.revoked:
+		return failed("token_revoked")
+	case app != (token == t.app):
+		return failed("not_allowed_token_type")
 	}
 	do, ok := map[string]func(url.Values) answer{
 		"auth.test": s.authTestLocked, "apps.connections.open": s.openLinkLocked, "users.info": s.userInfoLocked,
@@ -156,6 +156,7 @@ func (s *Server) call(method string, r *http.Request) answer {
 	if !ok {
 		return failed("unknown_method")
 	}
+	r.Form.Set("token", token)
 	a := do(r.Form)
 	if _, no := a["error"]; !no {
 		a["ok"] = true
@@ -168,9 +169,9 @@ func (s *Server) authTestLocked(url.Values) answer {
 	return answer{"url": "https://example.slack.com/", "team": "Example", "user": BotName, "team_id": Team, "user_id": BotUser, "bot_id": Bot}
 }
 
-func (s *Server) openLinkLocked(url.Values) answer {
+func (s *Server) openLinkLocked(f url.Values) answer {
 	ticket := uuid.NewString()
-	s.tickets[ticket] = true
+	s.tickets[ticket] = f.Get("token")
 	return answer{"url": "ws://" + s.listen.Addr().String() + "/link/?" + url.Values{"ticket": {ticket}, "app_id": {App}}.Encode()}
 }
 

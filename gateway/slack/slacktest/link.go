@@ -20,10 +20,11 @@ const maxConnections = 10
 
 // conn is a Socket Mode connection.
 type conn struct {
-	ws  *websocket.Conn
-	out chan []byte
-	cut context.CancelFunc
-	raw *pausable
+	token string // the app token that it was opened with
+	ws    *websocket.Conn
+	out   chan []byte
+	cut   context.CancelFunc
+	raw   *pausable
 }
 
 // pausable is a connection that can stop taking anything in, as that of a process under SIGSTOP.
@@ -72,7 +73,7 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	known := s.tickets[r.FormValue("ticket")]
+	token, known := s.tickets[r.FormValue("ticket")]
 	delete(s.tickets, r.FormValue("ticket"))
 	known = known && s.ctx.Err() == nil
 	if known {
@@ -84,7 +85,7 @@ func (s *Server) serveLink(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
-	c := &conn{out: make(chan []byte, 4096), raw: r.Context().Value(connKey{}).(*pausable)}
+	c := &conn{token: token, out: make(chan []byte, 4096), raw: r.Context().Value(connKey{}).(*pausable)}
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // slack-go comes with the Origin of api.slack.com
 	})
@@ -269,6 +270,32 @@ func (s *Server) Connects() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.connects
+}
+
+// RevokeOld takes the tokens of before the last [Server.Rotate] back, and ends their connections.
+func (s *Server) RevokeOld() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.tokens[:len(s.tokens)-1] {
+		s.tokens[i].revoked = true
+	}
+	for c := range s.conns {
+		if t, _ := s.tokensOfLocked(c.token); t.revoked {
+			c.cut()
+		}
+	}
+}
+
+// ConnectionsOf counts the connections that were opened with an app token.
+func (s *Server) ConnectionsOf(appToken string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.token == appToken {
+			n++
+		}
+	}
+	return n
 }
 
 // Cut ends all connections without a word.

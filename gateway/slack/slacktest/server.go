@@ -68,8 +68,9 @@ type Server struct {
 	posts    []Post
 	events   []*event
 	conns    map[*conn]bool
-	tickets  map[string]bool
-	refusal  string // error code for everybody
+	tickets  map[string]string // to the token that it was opened with
+	tokens   []tokens          // the last are those of now
+	refusal  string            // error code for everybody
 	foreign  int
 	connects int
 	requests map[string]int
@@ -117,7 +118,7 @@ func Start(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("slacktest: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, listen: l, changed: make(chan struct{}), conns: map[*conn]bool{}, tickets: map[string]bool{},
+		cfg: cfg, listen: l, changed: make(chan struct{}), conns: map[*conn]bool{}, tickets: map[string]string{}, tokens: []tokens{{app: cfg.AppToken, bot: cfg.BotToken}},
 		users: map[string]string{BotUser: BotName}, channels: map[string]*channel{}, requests: map[string]int{}, faults: map[string][]Fault{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -153,15 +154,43 @@ func (s *Server) Close() error {
 // URL is the base of its Web API: channels.slack.apiUrl.
 func (s *Server) URL() string { return "http://" + s.listen.Addr().String() + "/api/" }
 
-// AppToken and BotToken are what it takes.
-func (s *Server) AppToken() string { return s.cfg.AppToken }
+// tokens are a pair that was given out.
+type tokens struct {
+	app, bot string
+	revoked  bool
+}
+
+// AppToken and BotToken are the newest that it takes.
+func (s *Server) AppToken() string { return s.newest().app }
 
 // BotToken is the token of the Web API.
-func (s *Server) BotToken() string { return s.cfg.BotToken }
+func (s *Server) BotToken() string { return s.newest().bot }
+
+func (s *Server) newest() tokens {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens[len(s.tokens)-1]
+}
+
+// Rotate gives out new tokens; those of before go on to count until [Server.RevokeOld].
+func (s *Server) Rotate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens = append(s.tokens, tokens{app: "xapp-1-" + uuid.NewString(), bot: "xoxb-" + uuid.NewString()})
+}
+
+func (s *Server) tokensOfLocked(token string) (tokens, bool) {
+	for _, t := range s.tokens {
+		if token == t.app || token == t.bot {
+			return t, true
+		}
+	}
+	return tokens{}, false
+}
 
 // Settings is the block channels.slack that points an adapter here.
 func (s *Server) Settings() json.RawMessage {
-	b, err := json.Marshal(map[string]string{"mode": "socket", "appToken": s.cfg.AppToken, "botToken": s.cfg.BotToken, "apiUrl": s.URL()})
+	b, err := json.Marshal(map[string]string{"mode": "socket", "appToken": s.AppToken(), "botToken": s.BotToken(), "apiUrl": s.URL()})
 	if err != nil {
 		panic(err) // strings
 	}

@@ -118,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model adversary rotation bench soak ## All proofs
+prove: demo-proof model adversary rotation failover bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -128,6 +128,11 @@ demo-proof: build consul ## The demo on both stores: answered, and accepted, del
 model: ## The protocol as a model, every state of it, and the real bus against it by random runs (MODEL_RUNS, MODEL_SEED)
 	@go test -tags proof -count 1 -v -timeout 60m -run '^TestProofModel$$' ./test -rapid.checks $(MODEL_RUNS) -rapid.seed $(MODEL_SEED) -args \
 	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+failover: build consul ## Owners of the chat accounts end in every way, 50 times each, on three Consul servers with stock settings, while people write on all four channels (FAILOVERS, FAILOVER_SEED)
+	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailover$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT) \
+	  $(if $(FAILOVERS),-channels.each $(FAILOVERS)) $(if $(FAILOVER_SEED),-channels.seed $(FAILOVER_SEED)) $(if $(FAILOVER_WAYS),-channels.ways $(FAILOVER_WAYS))
 
 failover-bus: consul ## Owners end in every way, 50 times each, on three Consul servers with stock settings (FAILOVERS, FAILOVER_SEED): how long until the next one, and was anything doubled
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailoverBus$$' ./test -failover.each $(FAILOVERS) -failover.seed $(FAILOVER_SEED) -args \

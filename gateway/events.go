@@ -80,5 +80,8 @@ func (g *Gateway) logEvent(ev bus.Event) {
 	if ev.Millis > 0 {
 		kv = append(kv, "ms", ev.Millis)
 	}
+	if ev.WindowMillis > 0 {
+		kv = append(kv, "window_ms", ev.WindowMillis)
+	}
 	g.log.Log(level, ev.Event, kv...)
 }

@@ -343,24 +343,27 @@ func (r *failoverRun) fail(kind string) {
 // voters waits until all servers vote again: the others may have voted the dead one out, and would not outlive the next loss.
 func (r *failoverRun) voters() {
 	r.t.Helper()
-	tick := time.NewTicker(250 * time.Millisecond)
+	soonOr(r.t, "not all servers vote again", func() bool { return voting(r.cluster.Addr(0)) == len(r.nodes) })
+}
+
+// soonOr polls until f says yes.
+func soonOr(t *testing.T, otherwise string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(90 * time.Second)
-	for {
-		if r.voting() == len(r.nodes) {
-			return
-		}
+	for !f() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			r.t.Fatal("not all servers vote again")
+			t.Fatal(otherwise)
 		}
 	}
 }
 
 // voting is how many servers vote, as the leader says.
-func (r *failoverRun) voting() int {
-	resp, err := http.Get(r.cluster.Addr(0) + "/v1/operator/raft/configuration")
+func voting(addr string) int {
+	resp, err := http.Get(addr + "/v1/operator/raft/configuration")
 	if err != nil {
 		return 0
 	}

@@ -228,6 +228,12 @@ type Led interface {
 	Leads(ctx context.Context) (bool, error)
 }
 
+// A Reachable is a Store that is asked through an agent, which may be there while its servers cannot decide anything.
+type Reachable interface {
+	// Reach returns nil when the agent answers, whatever it answers.
+	Reach(ctx context.Context) error
+}
+
 // Service is a gateway's entry in the catalog.
 type Service struct {
 	ID, Name string

@@ -29,6 +29,7 @@ func (g *Gateway) routes() []route {
 	}
 	return []route{
 		at("GET /health", roleOpen, 0, g.getHealth),
+		at("GET "+healthStorePath, roleOpen, 0, g.getStoreHealth),
 		at("GET /ready", roleOpen, 0, g.getReady),
 		{"GET /metrics", roleOpen, 0, g.metrics.handler()},
 		{"GET /{$}", roleOpen, 0, dashboard.Handler()},

@@ -11,6 +11,7 @@ import (
 // The HTTP API, version 1. All bodies are JSON, in UTF-8; all names are stable.
 //
 //	GET  /health               200 while the process lives; open to everybody
+//	GET  /health/store         503 while it cannot reach Consul's agent: what Consul's check asks; open to everybody
 //	GET  /ready                200 when messages are accepted, else 503 with the reason; open
 //	GET  /metrics              Prometheus text (METRICS.md has the table); open
 //	GET  /                     the dashboard; its page is open, its data needs the token

@@ -90,7 +90,7 @@ func TestRoutesHaveRoles(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{"GET /health", "GET /ready", "GET /metrics", "GET /{$}", "GET /chat", "GET /dashboard/"}; !slices.Equal(open, want) {
+	if want := []string{"GET /health", "GET /health/store", "GET /ready", "GET /metrics", "GET /{$}", "GET /chat", "GET /dashboard/"}; !slices.Equal(open, want) {
 		t.Errorf("open to everybody: %q", open)
 	}
 	// However a path is written, it is the same route, or none.

@@ -22,7 +22,7 @@ const (
 	// serviceEvery is how often the catalog entry is written again while the store is in trouble:
 	// an agent that lost it (Consul's dev mode after a restart) refuses our session's check.
 	serviceEvery = 2 * time.Second
-	// healthEvery is how often Consul asks /health; our session ends when nobody answers.
+	// healthEvery is how often Consul asks /health/store; our session ends when nobody answers, or when we are cut off.
 	healthEvery = time.Second
 )
 
@@ -96,6 +96,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 		}
 	})
 	g.run(g.keepService)
+	g.run(g.watchReach)
 	g.run(g.chats.follow)
 	return nil
 }
@@ -145,17 +146,23 @@ func (g *Gateway) registrar() bus.Registrar {
 	if !g.start.Mesh.Service.Register {
 		return nil
 	}
-	for s := g.deps.Store; s != nil; {
-		if r, ok := s.(bus.Registrar); ok {
-			return r
+	r, _ := storeAs[bus.Registrar](g.deps.Store)
+	return r
+}
+
+// storeAs finds what a store can do beyond bus.Store, also inside of others.
+func storeAs[T any](s bus.Store) (found T, ok bool) {
+	for s != nil {
+		if found, ok = s.(T); ok {
+			return found, true
 		}
-		w, ok := s.(interface{ Unwrap() bus.Store })
-		if !ok {
-			return nil
+		w, wraps := s.(interface{ Unwrap() bus.Store })
+		if !wraps {
+			break
 		}
 		s = w.Unwrap()
 	}
-	return nil
+	return found, false
 }
 
 func (g *Gateway) serviceID() string { return g.start.Mesh.Service.Name + "-" + g.name }
@@ -171,7 +178,7 @@ func (g *Gateway) register(ctx context.Context) (string, error) {
 		ID: g.serviceID(), Name: g.start.Mesh.Service.Name, Address: host, Port: port,
 		Tags:      []string{"openclaw", "gateway", "gatemesh"},
 		Meta:      map[string]string{"gateway": g.name, "version": g.deps.Version, "url": g.url},
-		HealthURL: g.scheme() + "://" + localAddr(g.listener.Addr()) + "/health", Interval: healthEvery,
+		HealthURL: g.scheme() + "://" + localAddr(g.listener.Addr()) + healthStorePath, Interval: healthEvery,
 	})
 	if err != nil {
 		return "", fmt.Errorf("register service: %w", err)

@@ -84,6 +84,7 @@ type Gateway struct {
 	registered atomic.Bool
 
 	began    time.Time
+	reached  atomic.Pointer[time.Time] // when the store's agent was last asked and answered; nil: not yet
 	listener net.Listener
 	url      string
 

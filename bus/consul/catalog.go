@@ -127,6 +127,20 @@ func (s *Store) Servers(ctx context.Context) (leader string, peers []string, err
 	return leader, peers, nil
 }
 
+// Reach implements [bus.Reachable]: nil when the agent answers at all, whatever it says. A server without a leader answers this by itself.
+func (s *Store) Reach(ctx context.Context) error {
+	c, err := s.begin(ctx, "ask whether the agent is there", s.timeout)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	var leader string
+	if _, err := s.calls.Raw().Query("/v1/status/leader", &leader, c.query()); err != nil && c.answer.status == 0 {
+		return s.fail(c, err)
+	}
+	return nil
+}
+
 // Leads implements bus.Led: it needs agent:read. An agent that is no server never leads.
 func (s *Store) Leads(ctx context.Context) (bool, error) {
 	c, err := s.begin(ctx, "ask who leads", s.timeout)

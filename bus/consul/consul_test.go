@@ -645,6 +645,13 @@ func TestThreeServers(t *testing.T) {
 	} else {
 		t.Logf("a minority refuses after %s: %v", time.Since(begin).Round(time.Millisecond), err)
 	}
+	if err := s.Reach(ctx); err != nil {
+		t.Errorf("the agent of a minority is there: %v", err)
+	}
+	away := open(t, Options{Address: c.Addr(second)})
+	if err := away.Reach(ctx); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("an agent that is gone: %v", err)
+	}
 	// The server that we were not connected to comes back, ours never went.
 	if err := c.Restart(ctx, second); err != nil {
 		t.Fatal(err)

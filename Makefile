@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover-bus model adversary rotation consul nomad nats lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover failover-bus model adversary rotation consul nomad nats chromium lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -158,7 +158,12 @@ bench-go: ## The Go benchmarks, each for BENCHTIME (1s)
 	  $$(grep -rl --include='*_test.go' '^func Benchmark' $(ROOMS) | xargs -n 1 dirname | sort -u | sed 's|^|./|')
 
 ##@ Tools (pinned in test/tools, built into bin/tools)
-tools: consul nomad lint-tools ## All that the tests need
+tools: consul nomad lint-tools chromium ## All that the tests need
+
+chromium: ## Debian's Chromium, for the tests of the pages; without it, apt-get or root they are skipped, and say so
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "installing Chromium"; { apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >/dev/null 2>&1; fi; \
+	  command -v chromium >/dev/null || echo "no Chromium: the tests of the pages are skipped"; }
 
 consul: ## Consul 1.22, unless one is on PATH or named by GATEMESH_CONSUL_BIN
 	@found=$${GATEMESH_CONSUL_BIN:-$$(command -v consul || true)}; \

@@ -2,11 +2,15 @@ package gateway
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/skip2/go-qrcode"
 
 	"github.com/gatemesh/gatemesh/bus"
 )
@@ -19,8 +23,10 @@ type ChannelsResponse struct {
 // PairResponse answers POST /v1/channels/{inbox}/pair. Only the account's owner knows the code, and it is written down nowhere.
 type PairResponse struct {
 	// Code is what to scan now; nil when the account is linked.
-	Code   *PairingCode `json:"code,omitempty"`
-	Linked bool         `json:"linked"`
+	Code *PairingCode `json:"code,omitempty"`
+	// Image is the code as a picture (a data: URL of a PNG), when it was asked for.
+	Image  string `json:"image,omitempty"`
+	Linked bool   `json:"linked"`
 	ChannelStatus
 }
 
@@ -33,6 +39,8 @@ type LoggedOutResponse struct {
 type ChannelOrder struct {
 	// Shown is the code that the caller shows already: pair answers with the next one. logout does not know it.
 	Shown string `json:"shown,omitempty"`
+	// Image asks for the code as a picture, too.
+	Image bool `json:"image,omitempty"`
 }
 
 // pairWait is how long a request waits for a code or the end of the pairing.
@@ -164,7 +172,13 @@ func (g *Gateway) postPair(w http.ResponseWriter, r *http.Request) error {
 		case status.State == ChannelConnected:
 			return writeJSON(w, http.StatusOK, PairResponse{Linked: true, ChannelStatus: status})
 		case code != nil && code.Code != o.Shown:
-			return writeJSON(w, http.StatusOK, PairResponse{Code: code, ChannelStatus: status})
+			p := PairResponse{Code: code, ChannelStatus: status}
+			if o.Image {
+				if p.Image, err = codeImage(code.Code); err != nil {
+					return err
+				}
+			}
+			return writeJSON(w, http.StatusOK, p)
 		}
 		select {
 		case <-changed:
@@ -177,6 +191,15 @@ func (g *Gateway) postPair(w http.ResponseWriter, r *http.Request) error {
 			return writeJSON(w, http.StatusOK, PairResponse{Code: code, ChannelStatus: status})
 		}
 	}
+}
+
+// codeImage draws a code for a page.
+func codeImage(code string) (string, error) {
+	png, err := qrcode.Encode(code, qrcode.Low, 640)
+	if err != nil {
+		return "", fmt.Errorf("draw the code: %w", err)
+	}
+	return "data:image/png;base64," + base64.StdEncoding.EncodeToString(png), nil
 }
 
 // pair has one pairing run at a time; its end goes to whoever asked first.

@@ -48,6 +48,7 @@ type chatFigures struct {
 func driveChannels(t *testing.T, binary string, counts map[string]int, seed uint64, say func(string, ...any)) chatFigures {
 	t.Helper()
 	m := newChatMesh(t, binary, seed)
+	m.connect()
 	m.everybody()
 	fence := m.watchFence()
 	quiet := m.chatter(t)

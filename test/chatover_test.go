@@ -107,11 +107,16 @@ func newChatMesh(t *testing.T, binary string, seed uint64) *chatMesh {
 			n.end(syscall.SIGKILL)
 		}
 	})
+	return m
+}
+
+// connect links what must be linked, and waits until all accounts are connected.
+func (m *chatMesh) connect() {
+	m.t.Helper()
 	m.link()
 	for _, inbox := range chatInboxes {
 		m.await(0, inbox+" is connected", func(c chatConnected) bool { return c.inbox == inbox })
 	}
-	return m
 }
 
 // vendors starts the fakes. Slack sends again what was not acknowledged for longer than the real one, so that it outlasts every failover.

@@ -225,6 +225,12 @@ func (d *doctor) mesh(ctx context.Context, c *client) {
 		return
 	}
 	d.inboxes(inboxes)
+	accounts, err := c.channels(ctx)
+	if err != nil {
+		d.fail("channels", err.Error(), "gatemesh status")
+		return
+	}
+	d.channels(accounts)
 	d.queues(queues)
 }
 

@@ -160,6 +160,45 @@ func TestDoctorLooksAtKeys(t *testing.T) {
 	}
 }
 
+// TestDoctorLooksAtChannels: each account that does not work is named with what mends it.
+func TestDoctorLooksAtChannels(t *testing.T) {
+	account := func(channel string, state gateway.ChannelState, change func(*gateway.AccountStatus)) gateway.AccountStatus {
+		a := gateway.AccountStatus{Channel: channel, Account: "default", Inbox: "channel-" + channel + "-default", Gateway: "g"}
+		a.State = state
+		if change != nil {
+			change(&a)
+		}
+		return a
+	}
+	for _, c := range []struct {
+		a                 gateway.AccountStatus
+		status, says, fix string
+	}{
+		{account("slack", gateway.ChannelConnected, nil), statusOK, "1 account, connected", ""},
+		{account("slack", gateway.ChannelReconnecting, func(a *gateway.AccountStatus) { a.Detail = "no route" }), statusWarn, "reconnecting at g: no route", "log of g"},
+		{account("slack", gateway.ChannelLoggedOut, nil), statusFail, "refuses its credentials at g", "channels.slack"},
+		{account("whatsapp", gateway.ChannelLoggedOut, nil), statusFail, "refuses its credentials", "gatemesh channels pair whatsapp/default"},
+		{account("whatsapp", gateway.ChannelPairing, nil), statusWarn, "to link it", "gatemesh channels pair whatsapp/default"},
+		{account("discord", gateway.ChannelStopped, func(a *gateway.AccountStatus) { a.Gateway = "" }), statusWarn, "nobody has it", "start a gateway"},
+		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) { a.Foreign = "from elsewhere" }), statusFail, "from elsewhere", "another one in channels.discord"},
+		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) { a.Unknown = 2 }), statusWarn, "2 posts", "deadletter list --agent channel-discord-default --class unknown"},
+	} {
+		d := &doctor{report: doctorReport{OK: true}}
+		d.channels([]gateway.AccountStatus{c.a})
+		if n := len(d.report.Checks); n != 1 {
+			t.Errorf("%s: %d findings", c.says, n)
+			continue
+		}
+		if f := d.report.Checks[0]; f.Status != c.status || !strings.Contains(f.Detail, c.says) || !strings.Contains(f.Fix, c.fix) || d.report.OK != (c.status != statusFail) {
+			t.Errorf("%s: %+v", c.says, f)
+		}
+	}
+	d := &doctor{}
+	if d.channels(nil); len(d.report.Checks) != 0 {
+		t.Errorf("a mesh without channels: %+v", d.report.Checks)
+	}
+}
+
 // TestDoctorLooksAtTheSet: what lies in the store is compared with what the gateway goes by.
 func TestDoctorLooksAtTheSet(t *testing.T) {
 	operator, s := trust.NewKey(), localStore(t)

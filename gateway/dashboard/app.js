@@ -139,10 +139,11 @@ async function refresh() {
   soon = 0;
   poll = setTimeout(() => (document.hidden ? void (poll = 0) : update()), 10000);
   try {
-    const [g, a, i] = await Promise.all([api("/v1/gateways"), api("/v1/agents"), api("/v1/inboxes")]);
+    const [g, a, i, c] = await Promise.all([api("/v1/gateways"), api("/v1/agents"), api("/v1/inboxes"), api("/v1/channels")]);
     mesh(g.gateways, a.agents);
-    agentChoice(a.agents);
+    agentChoice(a.agents.filter((x) => !(x.capabilities || []).includes("channel.post"))); // an account of a chat answers nobody
     inboxes(i.inboxes, new Set(g.gateways.map((x) => x.gateway)));
+    accounts(c.channels, new Map(g.gateways.map((x) => [x.gateway, x.url])));
   } catch (e) {
     if (e instanceof Refused && e.status === 401) throw e;
     if (e instanceof Refused) notice(e.message); // the lists stay as they were
@@ -209,11 +210,87 @@ function inboxes(list, gateways) {
     el("td", "num" + (i.dead_letters ? " bad" : ""), String(i.dead_letters)))));
 }
 
+// --- chat accounts ---
+
+const accountClass = { connected: "good", connecting: "warn", reconnecting: "warn", pairing: "warn", "logged-out": "bad", stopped: "bad" };
+const when = (t) => (t ? new Date(t).toLocaleTimeString() : "-");
+
+function accounts(list, urls) {
+  $("accounts-card").hidden = !list.length;
+  $("accounts").replaceChildren(...list.map((a) => {
+    const alarm = a.foreign ? "Somebody else uses this account: " + a.foreign : a.detail;
+    return el("tr", "",
+      el("td", "", a.channel ? a.channel + "/" + a.account : a.inbox, a.self ? el("span", "dim", a.self) : ""),
+      el("td", "", el("span", "pill " + (a.foreign ? "bad" : accountClass[a.state] || ""), a.state), alarm ? el("span", a.foreign ? "bad" : "dim", alarm) : ""),
+      el("td", "", a.gateway || "nobody"),
+      el("td", "", when(a.last_event_at)), el("td", "", when(a.last_post_at)),
+      el("td", "num" + (a.unknown ? " bad" : ""), String(a.unknown || 0)),
+      el("td", "", linker(a, urls.get(a.gateway))));
+  }));
+}
+
+// linker is how to link an account that waits for a person: here, or on the page of the gateway that has it, because the code is nowhere else.
+function linker(a, url) {
+  if (a.state !== "pairing" && a.state !== "logged-out" || a.channel !== "whatsapp") return "";
+  if (a.gateway === $("name").textContent) {
+    const b = el("button", "quiet", "Link");
+    b.type = "button";
+    b.addEventListener("click", () => link(a));
+    return b;
+  }
+  if (!url || !/^https?:$/.test(new URL(url).protocol)) return "";
+  const there = el("a", "", "Link at " + a.gateway);
+  there.href = url;
+  return there;
+}
+
+let linking = 0;
+
+async function link(a) {
+  const turn = ++linking;
+  let shown = "";
+  $("code").hidden = true;
+  $("pairing").hidden = false;
+  $("pairing-text").textContent = "Waiting for a code from WhatsApp";
+  while (turn === linking) {
+    let p;
+    try {
+      p = await api("/v1/channels/" + encodeURIComponent(a.inbox) + "/pair", {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ shown, image: true }),
+      });
+    } catch (err) {
+      if (turn !== linking) return;
+      $("code").hidden = true;
+      $("pairing-text").textContent = err instanceof Refused ? err.message : "The gateway cannot be reached.";
+      return;
+    }
+    if (turn !== linking) return;
+    if (p.linked) {
+      $("code").hidden = true;
+      $("pairing-text").textContent = "Linked" + (p.self ? " as " + p.self : "") + ".";
+      return update();
+    }
+    if (p.code && p.code.code !== shown) {
+      shown = p.code.code;
+      $("code").src = p.image;
+      $("code").hidden = false;
+      $("pairing-text").textContent = "On the phone: WhatsApp, Settings, Linked devices, Link a device. Scan this before " + new Date(p.code.expires).toLocaleTimeString() + "; another one follows.";
+    }
+  }
+}
+
+function unlinking() {
+  linking++;
+  $("pairing").hidden = true;
+  $("code").removeAttribute("src");
+}
+
 // --- the timeline ---
 
 const eventClass = { acked: "good", replied: "good", failed: "warn", retry: "warn", duplicate: "warn",
+  channel: "good", unanswered: "warn", "foreign-connection": "bad",
   "dead-letter": "bad", refused: "bad", gap: "bad", deposed: "bad", "store-down": "bad", "store-up": "good" };
-const meshEvents = new Set(["owned", "released", "deposed", "store-down", "store-up"]);
+const meshEvents = new Set(["channel", "foreign-connection", "owned", "released", "deposed", "store-down", "store-up"]);
 
 function event(ev) {
   if (ev.seq <= lastSeq) return;
@@ -338,6 +415,7 @@ $("login").addEventListener("submit", (e) => {
   sessionStorage.setItem(tokenKey, token);
   connect();
 });
+$("pairing-stop").addEventListener("click", unlinking);
 $("forget").addEventListener("click", () => login(""));
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !poll && !$("main").hidden) update();

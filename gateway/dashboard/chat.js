@@ -85,7 +85,7 @@ function connect() {
   mine.onopen = () => {
     opened = true;
     pause = 250;
-    state("connected", "ok");
+    state("connected", "good");
     notice("");
     for (const id of waiting.keys()) transmit(id);
   };

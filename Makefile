@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover failover-bus model adversary rotation consul nomad nats chromium lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats chromium lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -118,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model adversary rotation failover bench soak ## All proofs
+prove: demo-proof model adversary rotation failover flow bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -128,6 +128,10 @@ demo-proof: build consul ## The demo on both stores: answered, and accepted, del
 model: ## The protocol as a model, every state of it, and the real bus against it by random runs (MODEL_RUNS, MODEL_SEED)
 	@go test -tags proof -count 1 -v -timeout 60m -run '^TestProofModel$$' ./test -rapid.checks $(MODEL_RUNS) -rapid.seed $(MODEL_SEED) -args \
 	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
+flow: build consul ## The plan's flow: a chat message, a model that asks bobby, real checks, the answer; on three gateways and on one (FLOW_QUESTIONS)
+	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofFlow$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT) $(if $(FLOW_QUESTIONS),-flow.questions $(FLOW_QUESTIONS))
 
 failover: build consul ## Owners of the chat accounts end in every way, 50 times each, on three Consul servers with stock settings, while people write on all four channels (FAILOVERS, FAILOVER_SEED)
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailover$$' ./test -args \

@@ -139,6 +139,31 @@ type chatVisitor struct {
 	pending []gateway.ChatSaid
 	entries []gateway.ChatEntry
 	more    chan struct{} // capacity 1
+	// heardSome, if it is there, has a token for each word of the agent.
+	heardSome chan struct{}
+}
+
+// say has the page say something; a token in more wakes it.
+func (v *chatVisitor) say(text string) {
+	v.mu.Lock()
+	v.pending = append(v.pending, gateway.ChatSaid{ID: envelope.NewID(), Text: text})
+	v.mu.Unlock()
+	select {
+	case v.more <- struct{}{}:
+	default:
+	}
+}
+
+// agent is what the page shows of the agent.
+func (v *chatVisitor) agent() (list []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, e := range v.entries {
+		if e.Who == "agent" {
+			list = append(list, e.Text)
+		}
+	}
+	return list
 }
 
 func (m *chatMesh) visitor(i int) *chatPerson {
@@ -158,25 +183,10 @@ func (m *chatMesh) visitor(i int) *chatPerson {
 	return &chatPerson{
 		name: fmt.Sprintf("webchat-%d", i), inbox: "channel-webchat-default",
 		say: func(text string) error {
-			v.mu.Lock()
-			v.pending = append(v.pending, gateway.ChatSaid{ID: envelope.NewID(), Text: text})
-			v.mu.Unlock()
-			select {
-			case v.more <- struct{}{}:
-			default:
-			}
+			v.say(text)
 			return nil
 		},
-		heard: func() (list []string) {
-			v.mu.Lock()
-			defer v.mu.Unlock()
-			for _, e := range v.entries {
-				if e.Who == "agent" {
-					list = append(list, e.Text)
-				}
-			}
-			return list
-		},
+		heard: v.agent,
 	}
 }
 
@@ -222,6 +232,9 @@ func (v *chatVisitor) visit(ctx context.Context, url string) {
 			v.m.t.Errorf("webchat: %s", b)
 		case f.Entry != nil:
 			v.entries = append(v.entries, *f.Entry)
+			if v.heardSome != nil && f.Entry.Who == "agent" {
+				v.heardSome <- struct{}{}
+			}
 		}
 		if f.Entry != nil || f.Accepted != "" {
 			for i, s := range v.pending {

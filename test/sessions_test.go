@@ -3,11 +3,7 @@ package test
 import (
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -39,33 +35,12 @@ func TestConversationMoves(t *testing.T) {
 	start := func(name string) *daemon {
 		t.Helper()
 		port := freePort(t)
-		dir := t.TempDir()
-		file := filepath.Join(dir, "openclaw.json")
-		if err := os.WriteFile(file, fmt.Appendf(nil, `{
+		return startGateway(t, binary, name, port, fmt.Sprintf(`{
 			gateway: { port: %d },
 			models: { providers: { stub: { baseUrl: %q, apiKey: %q, api: "openai-completions", models: [{ id: "m", contextWindow: 8000, maxTokens: 500 }] } } },
 			agents: { list: [{ id: "jerry", model: "stub/m", gateways: ["one", "two"] }] },
 			mesh: { gateway: %q, store: "consul", consul: { address: %q }, policy: { default: "allow" }, dataDir: %q },
-		}`, port, server.BaseURL(), modeltest.Key, name, c.Addr(0), filepath.Join(dir, "data")), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		d := &daemon{t: t, name: name, url: fmt.Sprintf("http://127.0.0.1:%d", port), done: make(chan struct{}), cmd: exec.Command(binary, "gateway", "--config", file)}
-		if err := d.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			defer close(d.done)
-			_ = d.cmd.Wait()
-		}()
-		t.Cleanup(func() {
-			_ = d.cmd.Process.Signal(syscall.SIGTERM)
-			<-d.done
-		})
-		d.until("ready", func() bool {
-			status, _ := d.call(http.MethodGet, "/ready", nil)
-			return status == http.StatusOK
-		})
-		return d
+		}`, port, server.BaseURL(), modeltest.Key, name, c.Addr(0), t.TempDir()))
 	}
 	ask := func(d *daemon, text string) string {
 		t.Helper()

@@ -39,12 +39,19 @@ func startDaemon(t *testing.T, binary, name, consul string) *daemon {
 		] },
 		mesh: { gateway: %q, store: "consul", consul: { address: %q }, log: { level: "warn" }, policy: { default: "allow" }, dataDir: %q },
 	}`, port, name, consul, t.TempDir())
+	return startGateway(t, binary, name, port, config)
+}
+
+// startGateway starts a process of the real binary and waits until it is ready. It is stopped in order when the test ends; env comes on top of the test's own.
+func startGateway(t *testing.T, binary, name string, port int, config string, env ...string) *daemon {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "openclaw.json")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d := &daemon{t: t, name: name, url: fmt.Sprintf("http://127.0.0.1:%d", port), done: make(chan struct{})}
 	d.cmd = exec.Command(binary, "gateway", "--config", path)
+	d.cmd.Env = append(os.Environ(), env...)
 	var log bytes.Buffer
 	d.cmd.Stderr = &log
 	if err := d.cmd.Start(); err != nil {

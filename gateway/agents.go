@@ -60,6 +60,15 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	}
 }
 
+// runner makes what answers an agent's messages. Who fetches them has a lease of his own, and they wait for him as long as they live.
+func (g *Gateway) runner(cfg *Config, a AgentConfig) (bus.Handler, time.Duration, error) {
+	if a.Runner.Kind == runnerMailbox {
+		return newMailbox(), longestAck, nil
+	}
+	h, err := g.deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID))
+	return h, a.AckTimeout, err
+}
+
 func (g *Gateway) agentDeps(id string) agent.Deps {
 	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id)}
 }
@@ -154,7 +163,11 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		if l == nil {
 			continue
 		}
-		h := l.now.Load().handler
+		h, ackTimeout := l.now.Load().handler, a.AckTimeout
+		_, isMailbox := h.(*mailbox)
+		if isMailbox && a.Runner.Kind == runnerMailbox {
+			continue // nothing of it is configured, and who has fetched something goes on
+		}
 		if slices.ContainsFunc(changed, func(k string) bool {
 			if strings.HasPrefix(k, "models.") {
 				return a.Runner.Kind == runnerLLM
@@ -162,11 +175,11 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 			rest, ok := strings.CutPrefix(k, "agents."+a.ID+".")
 			return ok && !strings.HasPrefix(rest, "ackTimeout")
 		}) {
-			if h, err = g.deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID)); err != nil {
+			if h, ackTimeout, err = g.runner(cfg, a); err != nil {
 				return nil, nil, fmt.Errorf("reload: %w", err)
 			}
 		}
-		updates = append(updates, update{l, h, a.AckTimeout})
+		updates = append(updates, update{l, h, ackTimeout})
 	}
 	takeAccounts, switched, err := g.reloadAccounts(cfg)
 	if err != nil {

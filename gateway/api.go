@@ -30,7 +30,18 @@ func (g *Gateway) handler() http.Handler {
 		mux.Handle(rt.pattern, rt.serve)
 		routes[rt.pattern] = rt
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	var whole http.Handler
+	if g.deps.MCP != nil {
+		serve := g.deps.MCP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
+		rt := route{"POST /mcp", roleRead, MaxBodyBytes, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := g.patient(w, r, longestTool)
+			defer cancel()
+			serve.ServeHTTP(w, r.WithContext(ctx))
+		})}
+		mux.Handle(rt.pattern, rt.serve)
+		routes[rt.pattern] = rt
+	}
+	whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w}
 		began := time.Now()
 		defer func() {
@@ -72,7 +83,11 @@ func (g *Gateway) handler() http.Handler {
 			g.audited(r, rec.status())
 		}
 	})
+	return whole
 }
+
+// longestTool bounds one call of a tool at /mcp.
+const longestTool = 6 * time.Minute
 
 // check is all that a request must pass before its route sees it, the cheapest first.
 func (g *Gateway) check(w *recorder, r *http.Request, rt route) (*caller, *APIError) {
@@ -224,7 +239,7 @@ func (g *Gateway) getReady(w http.ResponseWriter, _ *http.Request) error {
 
 func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	who := callerOf(r)
-	s := StatusResponse{Caller: who.name, Role: who.role.String(), Gateway: g.name, Version: g.deps.Version, URL: g.url, Store: g.deps.Store.Describe(), Started: envelope.At(g.began), Ready: true, Owned: []string{}}
+	s := StatusResponse{Caller: who.name, Agent: who.agent, Role: who.role.String(), Gateway: g.name, Version: g.deps.Version, URL: g.url, Store: g.deps.Store.Describe(), Started: envelope.At(g.began), Ready: true, Owned: []string{}}
 	if err := g.Ready(); err != nil {
 		s.Ready, s.Reason = false, err.Error()
 	}

@@ -186,6 +186,12 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 	if out.MaxHops == 0 {
 		out.MaxHops = s.maxHops
 	}
+	if c := callerOf(r); c != nil && c.agent != "" {
+		if out.From != "" && out.From != c.agent {
+			return out, &APIError{status: http.StatusForbidden, Code: CodeRole, Field: "from", Message: "the token " + c.name + " speaks for the agent " + c.agent}
+		}
+		out.From = c.agent
+	}
 	if out.From == "" {
 		out.From = DefaultFrom
 	}

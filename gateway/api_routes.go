@@ -60,6 +60,10 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
+		at("GET /v1/agents/{agent}/mailbox", roleRead, 0, g.getMailbox),
+		at("POST /v1/agents/{agent}/check", roleSend, MaxOrderBytes, g.postCheck),
+		at("POST /v1/agents/{agent}/mail", roleSend, MaxOrderBytes, g.postFetch),
+		at("POST /v1/agents/{agent}/mail/{id}/{verdict}", roleSend, MaxBodyBytes, g.postMail),
 		at("POST /v1/fanouts", roleSend, MaxBodyBytes, g.postFanout),
 		at("POST /v1/state/events", roleSend, MaxOrderBytes, g.postStateEvent),
 		at("PUT /v1/state/focus", roleSend, MaxOrderBytes, g.putFocus),

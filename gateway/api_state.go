@@ -54,6 +54,9 @@ func (g *Gateway) postStateEvent(w http.ResponseWriter, r *http.Request) error {
 	if err := decodeBody(r, &req); err != nil {
 		return err
 	}
+	if err := mayBe(r, req.Agent); err != nil {
+		return err
+	}
 	b, err := g.ready()
 	if err != nil {
 		return err

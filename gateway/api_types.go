@@ -33,6 +33,11 @@ import (
 //	POST /v1/state/events      EventRequest -> bus.StateEvent
 //	DELETE /v1/state/events    ClearedResponse: empties it, whatever it holds
 //	GET  /v1/state/focus       FocusState: what everybody is at; PUT says it, DELETE removes it
+//	POST /mcp                  MCP (streamable HTTP): the server consul-registry
+//	POST /v1/agents/{agent}/check            CheckRequest -> bus.CheckNote: what the agent's last check found, for people
+//	GET  /v1/agents/{agent}/mailbox          MailboxResponse: how much an agent with the runner mailbox can fetch at once
+//	POST /v1/agents/{agent}/mail             MailRequest -> MailResponse: leases messages of an agent with the runner mailbox
+//	POST /v1/agents/{agent}/mail/{id}/{verdict}  MailOrder -> MailVerdict: ack, reply, nak, reject, working
 //	GET  /v1/queues            QueuesResponse: the task queues, who keeps them and who works
 //	GET  /v1/queues/{queue}/tasks  TasksResponse: unfinished tasks, the most important first;
 //	                           ?state=waiting|delayed|running|retrying&limit=N (1000, at most 10000)
@@ -188,7 +193,9 @@ type StatusResponse struct {
 	EncryptionKeys  []bus.EncryptionKey `json:"encryption_keys,omitempty"`
 	// Caller is the token of who asks, and Role what it may do.
 	Caller string `json:"caller,omitempty"`
-	Role   string `json:"role"`
+	// Agent is the one that the token speaks for.
+	Agent string `json:"agent,omitempty"`
+	Role  string `json:"role"`
 }
 
 // ProbeResponse is the answer of /health and /ready.
@@ -281,6 +288,7 @@ const (
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
 	CodeChannel          = "channel_failed"     // 409, 502: the vendor of a channel refused it
 	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
+	CodeNotLeased        = "not_leased"         // 409: the message's lease is over, or it was acked
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeNoEncryptionKey  = "no_encryption_key"  // 503: a gateway that may run the target has no key to encrypt for; nothing was written
 	CodeStoreForbidden   = "store_forbidden"    // 503: the store's access rules refuse this gateway

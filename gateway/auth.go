@@ -36,6 +36,8 @@ type caller struct {
 	role role
 	hash tokenHash
 	ends time.Time // zero: never
+	// agent is the one that it speaks for; empty: anybody.
+	agent string
 	// guessable: a person chose it, so how often it may be tried matters.
 	guessable bool
 	limit     *rate.Limiter // nil: none
@@ -63,7 +65,7 @@ func newGuard(c GatewayConfig) *guard {
 	}
 	for _, t := range c.Auth.Tokens {
 		sum, _ := hex.DecodeString(t.SHA256)
-		k := &caller{name: t.Name, role: roleNamed(t.Role), hash: tokenHash(sum)}
+		k := &caller{name: t.Name, role: roleNamed(t.Role), hash: tokenHash(sum), agent: t.Agent}
 		k.ends, _ = t.ends()
 		if t.MaxRequests > 0 {
 			k.limit = rate.NewLimiter(rate.Limit(t.MaxRequests), t.MaxRequests)
@@ -96,7 +98,7 @@ func (g *guard) holds(c *caller) bool {
 		return true
 	}
 	now := g.find(c.hash, false)
-	return now != nil && now.role.may(roleRead) && now.ends.Equal(c.ends)
+	return now != nil && now.role.may(roleRead) && now.ends.Equal(c.ends) && now.agent == c.agent
 }
 
 // admit says who calls, or refuses: too many refused requests from there (429), no token of ours (401), a role

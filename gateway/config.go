@@ -153,6 +153,7 @@ type TokenConfig struct {
 	Name        string `json:"name" cfg:"id" doc:"Who has it: what log, status and refusals call it."`
 	Role        string `json:"role" enum:"read|send|operate" doc:"What it may do: look; also send and ask; also redrive, purge, cancel and clear."`
 	SHA256      string `json:"sha256" cfg:"secret" doc:"SHA-256 of the token, 64 hexadecimal digits (gatemesh token hash)."`
+	Agent       string `json:"agent" cfg:"id" doc:"The agent that it speaks for: what is sent with it is from that agent, and it fetches that agent's messages alone. Empty: who sends says from whom."`
 	Expires     string `json:"expires" doc:"When it ends, as 2027-01-31T00:00:00Z. Empty: never."`
 	MaxRequests int    `json:"maxRequestsPerSecond" min:"0" max:"100000" doc:"Requests of it in a second, at most, and as many at once. 0: any number."`
 }
@@ -231,7 +232,7 @@ type AgentConfig struct {
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is
 // ignored.
 type RunnerConfig struct {
-	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model. An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
+	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm|mailbox" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model, mailbox keeps messages until a program fetches them (POST /v1/agents/ID/mail, or MCP). An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
 	To      string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
 	Checks  []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
 	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take; llm: how long one call of a model may take. Empty: the runner's own default."`

@@ -30,6 +30,8 @@ type Deps struct {
 	Runners agent.Runners
 	// Channels make the adapters of chat channels, by name; the gateway's own (webchat) needs none.
 	Channels map[string]ChannelFactory
+	// MCP makes the server at /mcp of the whole API, which it uses with the tokens of its callers; nil: there is none.
+	MCP func(api http.Handler) http.Handler
 	// Logger may be nil. A reload sets its level.
 	Logger hclog.Logger
 	// Version is the build, for people.
@@ -162,12 +164,12 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g.hub = newHub()
 	g.metrics = newMetrics(g, deps.Version)
 	for _, a := range cfg.runnersHere() {
-		h, err := deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID))
+		h, ackTimeout, err := g.runner(cfg, a)
 		if err != nil {
 			return nil, err
 		}
 		l := &liveAgent{}
-		l.set(h, a.AckTimeout)
+		l.set(h, ackTimeout)
 		g.agents[a.ID] = l
 	}
 	g.router.Store(NewRouter(cfg))

@@ -132,9 +132,9 @@ func runFlow(t *testing.T, binary string, questions, each int, say func(string, 
 	for _, mode := range []string{"distributed", "hybrid"} {
 		m := &flowMesh{t: t, c: c, model: &flowModel{called: map[string]time.Time{}, failed: map[string]bool{}}, mode: mode}
 		m.start(binary)
-		ids := make([]string, questions)
-		for i := range ids {
-			ids[i] = fmt.Sprintf("#%s%d", mode[:1], i)
+		var ids []string
+		for i := range questions {
+			ids = append(ids, fmt.Sprintf("#%s%d", mode[:1], i))
 		}
 		if mode == "distributed" {
 			for _, fault := range flowFaults {
@@ -213,7 +213,8 @@ func (m *flowMesh) stop() {
 }
 
 // ask puts the questions to the page of each node in turn, each in a conversation of its own, and returns how long the first ones took without the model.
-func (m *flowMesh) ask(f *flowFigures, ids []string, timed int) (took []time.Duration) {
+func (m *flowMesh) ask(f *flowFigures, ids []string, timed int) []time.Duration {
+	var took []time.Duration
 	ctx, stop := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer stop()
 	slots := make(chan struct{}, 1) // one after the other: what is measured is the way, not the crowd

@@ -22,12 +22,16 @@ type tokenEntry struct {
 	Name    string `json:"name"`
 	Role    string `json:"role"`
 	SHA256  string `json:"sha256"`
+	Agent   string `json:"agent,omitempty"`
 	Expires string `json:"expires,omitempty"`
 }
 
 // line is the entry as people write configuration.
 func (e tokenEntry) line() string {
 	s := fmt.Sprintf("{ name: %q, role: %q, sha256: %q", e.Name, e.Role, e.SHA256)
+	if e.Agent != "" {
+		s += fmt.Sprintf(", agent: %q", e.Agent)
+	}
 	if e.Expires != "" {
 		s += fmt.Sprintf(", expires: %q", e.Expires)
 	}
@@ -46,7 +50,7 @@ func (a *app) tokenCommand() *cobra.Command {
 }
 
 func (a *app) tokenCreateCommand() *cobra.Command {
-	var name, role, expires string
+	var name, role, agent, expires string
 	c := &cobra.Command{
 		Use: "create --name NAME --role ROLE", Short: "Make a token, and the line of the configuration that lets it in",
 		Long: `Make a token of 32 random bytes. The first line is the token: give it to whoever needs it, it is shown
@@ -61,10 +65,12 @@ streams end at that moment.
   operate  also redrive, purge, cancel and clear`,
 		Args: cobra.NoArgs,
 		RunE: body(func(*cobra.Command, []string) error {
-			e := tokenEntry{Name: name, Role: role}
+			e := tokenEntry{Name: name, Role: role, Agent: agent}
 			switch {
 			case !envelope.ValidName(name):
 				return failf(exitUsage, "--name %q is not an id: small letters, digits and '-' say who has the token", name)
+			case agent != "" && !envelope.ValidName(agent):
+				return failf(exitUsage, "--agent %q is not the name of an agent", agent)
 			case !slices.Contains(gateway.Roles(), role):
 				return failf(exitUsage, "--role %q is not one of %s", role, strings.Join(gateway.Roles(), ", "))
 			}
@@ -88,6 +94,7 @@ streams end at that moment.
 		}),
 	}
 	c.Flags().StringVar(&name, "name", "", "who has it, as ci or anna-laptop")
+	c.Flags().StringVar(&agent, "agent", "", "the agent that it speaks for, and whose messages it fetches; nobody else's")
 	c.Flags().StringVar(&role, "role", "", "what it may do: "+strings.Join(gateway.Roles(), ", "))
 	c.Flags().StringVar(&expires, "expires", "", "when it ends: 2027-01-31T00:00:00Z, or how long it lives, as 720h (default: never)")
 	_ = c.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(gateway.Roles(), cobra.ShellCompDirectiveNoFileComp))

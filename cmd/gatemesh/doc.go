@@ -68,7 +68,7 @@
 //	state record     {"id", "timestamp", "agent", "event"}
 //	state focus      {"focus"}, "" when there is none
 //	status           {"gateway", "version", "url", "store", "started", "ready", "reason"?,
-//	                  "owned": [], "streams", "caller"?, "role", "key", "trust": "open"|"waiting"|"enforced",
+//	                  "owned": [], "streams", "caller"?, "agent"?, "role", "key", "trust": "open"|"waiting"|"enforced",
 //	                  "trust_version"?, "key_ends"?, "next_key"?}           gateway.StatusResponse
 //	events           EVENT lines, each with "seq", which counts without gaps
 //	demo             EVENT lines (for people, standard error has the rest)
@@ -94,7 +94,7 @@
 //	policy explain   {"from", "to", "capability", "gateway", "allowed": BOOL, "rule"?, "number"?, "where"?, "reason",
 //	                  "cases"?: [the same of each pair of gateways, when there are several]}
 //	doctor           {"ok", "checks": [{"check", "status": "ok"|"warn"|"fail", "detail", "fix"?}]}
-//	token create     {"token", "entry": {"name", "role", "sha256", "expires"?}}
+//	token create     {"token", "entry": {"name", "role", "sha256", "agent"?, "expires"?}}
 //	token hash       {"sha256"}
 //	version          {"version", "revision"?, "schema", "go", "platform"}
 //

@@ -136,6 +136,9 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 	if out.To, err = envelope.ParseAddress(req.To); err != nil {
 		return out, badRequest("to", "to: %v", err)
 	}
+	if req.Capability == capabilityCronOrder || req.Capability == capabilityCronRun {
+		return out, badRequest("capability", "%s is the scheduler's own: jobs are added with POST /v1/cron (gatemesh cron add)", req.Capability)
+	}
 	if req.Capability == CapabilityEvent {
 		return out, badRequest("capability", "%s is what a chat account says to itself of what it heard; to post there ask for %s", CapabilityEvent, CapabilityPost)
 	}

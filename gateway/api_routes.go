@@ -56,6 +56,8 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/sessions", roleRead, 0, g.getSessions),
 		at("GET /v1/sessions/{agent}/{conversation}", roleRead, 0, g.getSession),
 		at("GET /v1/costs", roleRead, 0, g.getCosts),
+		at("GET /v1/cron", roleRead, 0, g.getCron),
+		at("GET /v1/cron/{job}/runs", roleRead, 0, g.getCronRuns),
 		at("GET /v1/events", roleRead, 0, g.getEvents),
 		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 
@@ -73,6 +75,9 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
+		at("POST /v1/cron", roleOperate, MaxOrderBytes, g.postCron),
+		at("POST /v1/cron/{job}/{order}", roleOperate, 0, g.postCronOrder),
+		at("DELETE /v1/cron/{job}", roleOperate, 0, g.postCronOrder),
 		at("POST /v1/keys/rotate", roleOperate, 0, g.postRotate),
 		at("POST /v1/channels/{inbox}/pair", roleOperate, MaxOrderBytes, g.postPair),
 		at("POST /v1/channels/{inbox}/logout", roleOperate, MaxOrderBytes, g.postLogout),

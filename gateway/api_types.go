@@ -45,6 +45,11 @@ import (
 //	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
+//	GET  /v1/cron                            CronResponse: the jobs, when each is next, what came of its last run
+//	GET  /v1/cron/{job}/runs                 CronRunsResponse: the last 20 runs of a job (its id or its name)
+//	POST /v1/cron                            CronJob -> CronState: adds a job
+//	POST /v1/cron/{job}/{order}              -> CronState: run (now), enable, disable
+//	DELETE /v1/cron/{job}                    -> CronState: removes it
 //	GET  /v1/sessions                        SessionsResponse: what agents remember, the newest first (?agent=)
 //	GET  /v1/sessions/{agent}/{conversation} agent.Session: one of them, with its messages
 //	GET  /v1/costs                           CostsResponse: tokens and US dollars by day, agent, conversation and model (?agent=&day=)

@@ -36,7 +36,7 @@ type Config struct {
 	Bindings []BindingConfig          `json:"bindings" cfg:"live" doc:"Which agent answers whom: the most specific one that fits, of equals the first; else the default agent."`
 	Models   ModelsConfig             `json:"models" cfg:"live" doc:"Model providers."`
 	Channels map[string]ChannelConfig `json:"channels" doc:"Chat channels by name: slack, discord, whatsapp, webchat. Of others the gateway says once that it does not know them."`
-	Cron     CronConfig               `json:"cron" cfg:"unused" doc:"Scheduler."`
+	Cron     CronConfig               `json:"cron" doc:"Scheduler of jobs (gatemesh cron): one gateway of those that have it runs them."`
 	Tools    ToolsConfig              `json:"tools" cfg:"unused" doc:"Tools of every agent."`
 	MCP      map[string]any           `json:"mcp" cfg:"unused" doc:"MCP servers."`
 	Update   map[string]any           `json:"update" cfg:"unused" doc:"OpenClaw's own updates."`

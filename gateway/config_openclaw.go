@@ -27,8 +27,8 @@ type ExecConfig struct {
 
 // CronConfig is the scheduler.
 type CronConfig struct {
-	Enabled           bool     `json:"enabled" doc:"Whether jobs run."`
-	MaxConcurrentRuns int      `json:"maxConcurrentRuns" doc:"Jobs at the same time."`
-	SessionRetention  any      `json:"sessionRetention" doc:"How long a job's session is kept (a duration), or false."`
+	Enabled           bool     `json:"enabled" def:"false" doc:"Whether this gateway may have the scheduler."`
+	MaxConcurrentRuns int      `json:"maxConcurrentRuns" def:"4" min:"1" max:"1000" doc:"Jobs that run at the same time."`
+	SessionRetention  any      `json:"sessionRetention" cfg:"unused" doc:"OpenClaw: how long a job's session is kept. Here sessions are kept as long as others."`
 	_                 struct{} `accept:"*"`
 }

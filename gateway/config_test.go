@@ -84,7 +84,7 @@ func TestConfigPlan(t *testing.T) {
 				"say bind \"loopback\", or tailscale.mode \"off\"",
 			unused: []string{
 				"agents.defaults.sandbox", "agents.list[0].sandbox",
-				"agents.list[1].tools", "gateway.tailscale.resetOnExit", "cron",
+				"agents.list[1].tools", "gateway.tailscale.resetOnExit", "cron.sessionRetention",
 			},
 		},
 		{file: "plan-macbook.json5", agents: []string{"dev"}},

@@ -80,6 +80,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	if err := g.serveChannels(b); err != nil {
 		return &startError{err}
 	}
+	if err := g.serveCron(b); err != nil {
+		return &startError{err}
+	}
 	if err := b.Start(ctx); err != nil {
 		return fmt.Errorf("start bus: %w", err)
 	}

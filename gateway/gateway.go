@@ -61,6 +61,7 @@ type Gateway struct {
 	agents          map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	accounts        map[string]*account   // of channels, by inbox
 	router          atomic.Pointer[Router]
+	cron            *scheduler // nil: none here
 	chats           *chats
 	metrics         *metrics
 	hub             *hub
@@ -175,6 +176,9 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	g.router.Store(NewRouter(cfg))
 	if err := g.newAccounts(cfg); err != nil {
 		return nil, err
+	}
+	if cfg.Cron.Enabled {
+		g.cron = newScheduler(g)
 	}
 	g.chats = newChats(g)
 	g.life, g.endLife = context.WithCancel(context.Background())

@@ -12,6 +12,26 @@ import (
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
 
+// TestPolicyOfDuties: the rules cover the inboxes of chat accounts and of the scheduler, for the gateways that may have them alone.
+func TestPolicyOfDuties(t *testing.T) {
+	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), `{
+  mesh: { gateway: "one" }, cron: { enabled: true },
+  channels: { webchat: {}, slack: { gateways: ["two"] }, discord: { enabled: false } },
+  agents: { list: [{ id: "bob", gateways: ["one", "two"] }] },
+}`)
+	for gateway, want := range map[string]map[string]bool{
+		"one": {"openclaw/duties/cron/": true, "openclaw/duties/channel-webchat-default/": true, "openclaw/duties/channel-slack-default/": false, "channel-discord": false},
+		"two": {"openclaw/duties/cron/": true, "openclaw/duties/channel-webchat-default/": true, "openclaw/duties/channel-slack-default/": true, "channel-discord": false},
+	} {
+		out := must(t, nil, "acl", "policy", "--config", file, "--gateway", gateway, "--node", "n")
+		for key, may := range want {
+			if strings.Contains(out, key) != may {
+				t.Errorf("%s and %s: %v\n%s", gateway, key, !may, out)
+			}
+		}
+	}
+}
+
 // TestShippedPolicies: what lies in nomad/acl is what the command makes of nomad/openclaw.json.
 func TestShippedPolicies(t *testing.T) {
 	shipped := filepath.Join("..", "..", "nomad")

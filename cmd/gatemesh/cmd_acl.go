@@ -127,10 +127,36 @@ func (a *app) meshOf(f *aclFlags, mesh bus.Topology) error {
 		mesh.Queues[q.ID], mesh.Workers[q.ID] = q.Gateways, q.Workers
 		names = append(append(append(names, q.ID), q.Gateways...), q.Workers...)
 	}
+	// Duties without names of gateways may be anybody's that has them configured: all that this file knows of.
+	anybody := []string{f.gateway}
+	for _, gws := range []map[string][]string{mesh.Agents, mesh.Queues, mesh.Workers} {
+		for _, list := range gws {
+			anybody = append(anybody, list...)
+		}
+	}
+	anybody = append(anybody, f.gateways...)
+	slices.Sort(anybody)
+	anybody = slices.Compact(anybody)
+	for _, c := range cfg.ChannelAccounts() {
+		if c.Enabled {
+			mesh.Agents[c.Inbox()] = orAnybody(c.Gateways, anybody)
+			names = append(append(names, c.Inbox()), c.Gateways...)
+		}
+	}
+	if cfg.Cron.Enabled {
+		mesh.Agents[gateway.CronInbox] = anybody
+	}
 	for _, n := range names {
 		if strings.Contains(n, unset) {
 			return failf(exitUsage, "a name in %s needs a variable that is not set: %s (${NODE} is what --node says)", f.config, strings.ReplaceAll(n, unset, "${...}"))
 		}
 	}
 	return nil
+}
+
+func orAnybody(gateways, anybody []string) []string {
+	if len(gateways) == 0 {
+		return anybody
+	}
+	return gateways
 }

@@ -89,6 +89,10 @@
 //	keys rotate gateway   {"gateway", "key", "public", "before": ID, "ends", "trust_version", "in_use": BOOL}
 //	keys rotate operator  {"key", "public", "before": ID, "trust_version"}
 //	keys rotate api  {"token", "entry": ENTRY, "old": ENTRY}; ENTRY as in token create
+//	cron list        [JOB]; JOB is {"id", "name", "cron"|"every"|"at", "tz"?, "agent", "message", "session", "enabled",
+//	                 "timeout"?, "created_at", "next_at"?, "last_run"?: RUN}
+//	cron runs        [RUN]; RUN is {"scheduled_at", "started_at", "ended_at", "gateway", "by"?, "ok", "text", "skipped"?}
+//	cron add, rm, run, enable, disable  JOB
 //	policy show, publish  {"mesh", "version", "issued_at", "signed_by": ID, "rules": [{"name"?, "action", "from"?, "to"?,
 //	                  "capability"?, "rate"?, "max_payload"?}], "problem"?}
 //	policy explain   {"from", "to", "capability", "gateway", "allowed": BOOL, "rule"?, "number"?, "where"?, "reason",

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,7 +60,11 @@ func driveChannels(t *testing.T, binary string, counts map[string]int, seed uint
 	m.rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	inbox := m.rng.IntN(len(chatInboxes))
 	for i, kind := range plan {
-		m.fail(kind, chatInboxes[(inbox+i)%len(chatInboxes)])
+		of := chatInboxes[(inbox+i)%len(chatInboxes)]
+		if only := os.Getenv("GATEMESH_FAIL_ONLY"); only != "" {
+			of = only
+		}
+		m.fail(kind, of)
 		if t.Failed() {
 			break
 		}
@@ -87,7 +92,7 @@ func (m *chatMesh) unknown() map[string]bool {
 			Envelope struct {
 				Payload json.RawMessage
 			}
-		} `json:"deadletters"`
+		} `json:"dead_letters"`
 	}
 	if err := m.nodes[0].api(http.MethodGet, "/v1/deadletters", "", &r); err != nil {
 		return nil
@@ -152,7 +157,7 @@ func (m *chatMesh) judge() chatFigures {
 				f.Unknown++
 			case n == 0:
 				f.Lost++
-				m.t.Errorf("%s was never answered", q)
+				m.t.Errorf("%s was never answered (%s)", q, p.took[q])
 			default:
 				f.AnsweredOnce++
 				if p.again != nil && p.again(q) {
@@ -161,7 +166,7 @@ func (m *chatMesh) judge() chatFigures {
 				}
 				if place[q] < last {
 					f.OutOfOrder++
-					m.t.Errorf("%s was answered too late", q)
+					m.t.Errorf("%s was answered too late (%s)", q, p.took[q])
 				}
 				last = max(last, place[q])
 			}

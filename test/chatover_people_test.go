@@ -30,6 +30,8 @@ type chatPerson struct {
 
 	mu    sync.Mutex
 	asked []string
+	// took is when each question was taken by the vendor, and as what, for whoever looks for a lost one.
+	took map[string]string
 }
 
 // maxOpen is how many questions a person has open before waiting: people do.
@@ -44,7 +46,16 @@ func (p *chatPerson) ask() {
 	text := fmt.Sprintf("%s %d", p.name, len(p.asked))
 	if p.say(text) == nil {
 		p.asked = append(p.asked, text)
+		p.note(text, "taken "+time.Now().UTC().Format("15:04:05.000"))
 	}
+}
+
+// note adds what is known of a question. p.mu is held.
+func (p *chatPerson) note(text, what string) {
+	if p.took == nil {
+		p.took = map[string]string{}
+	}
+	p.took[text] = strings.TrimSpace(p.took[text] + " " + what)
 }
 
 // burst asks three things at once.
@@ -110,12 +121,14 @@ func (m *chatMesh) everybody() {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { _ = ann.Close() })
-	m.people = append(m.people, &chatPerson{
+	var inWhatsApp *chatPerson
+	inWhatsApp = &chatPerson{
 		name: "whatsapp", inbox: "channel-whatsapp-default",
 		say: func(text string) error {
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
-			_, err := ann.Say(ctx, gateway.ChannelPeer{Kind: gateway.PeerDM, ID: chatBot + "@s.whatsapp.net"}, text)
+			id, err := ann.Say(ctx, gateway.ChannelPeer{Kind: gateway.PeerDM, ID: chatBot + "@s.whatsapp.net"}, text)
+			inWhatsApp.note(text, "as "+id)
 			return err
 		},
 		heard: func() (list []string) {
@@ -124,7 +137,8 @@ func (m *chatMesh) everybody() {
 			}
 			return list
 		},
-	})
+	}
+	m.people = append(m.people, inWhatsApp)
 	for i := range 2 {
 		m.people = append(m.people, m.visitor(i))
 	}

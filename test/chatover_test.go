@@ -78,6 +78,8 @@ type chatNode struct {
 	cmd   *exec.Cmd
 	gone  chan struct{}
 
+	keep io.Writer // the whole log, where GATEMESH_KEEP_LOGS names a directory: for whoever looks for a lost message
+
 	mu   sync.Mutex
 	url  string
 	last []string // of its log
@@ -97,6 +99,14 @@ func newChatMesh(t *testing.T, binary string, seed uint64) *chatMesh {
 	m.vendors()
 	for i := range m.nodes {
 		m.nodes[i] = &chatNode{m: m, n: i, cable: newCable(t, []string{strings.TrimPrefix(m.cluster.Addr(i), "http://")})}
+		if dir := os.Getenv("GATEMESH_KEEP_LOGS"); dir != "" {
+			f, err := os.Create(filepath.Join(dir, nodeName(i)+".log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = f.Close() })
+			m.nodes[i].keep = f
+		}
 		m.nodes[i].start()
 	}
 	t.Cleanup(func() {
@@ -204,6 +214,9 @@ func (n *chatNode) read(log io.Reader, up chan struct{}) {
 		}
 		if json.Unmarshal(lines.Bytes(), &l) != nil {
 			continue // cut short by a kill
+		}
+		if n.keep != nil {
+			_, _ = fmt.Fprintln(n.keep, lines.Text())
 		}
 		if l.Level != "debug" {
 			n.mu.Lock()

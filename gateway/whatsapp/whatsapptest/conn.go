@@ -30,6 +30,7 @@ type conn struct {
 	writes uint32
 
 	device  *device // nil until it logs in; guarded by Server.mu
+	active  bool    // it was given what waited, and hears of what comes; guarded by Server.mu
 	payload *waWa6.ClientPayload
 	noise   []byte
 	pairing chan error // answered when the client confirms
@@ -206,6 +207,7 @@ func (c *conn) deliver() {
 	if c.device == nil || c.device.conn != c {
 		return
 	}
+	c.active = true
 	for _, st := range c.device.waiting {
 		_ = c.send(st.node) // the next connection gets it
 	}

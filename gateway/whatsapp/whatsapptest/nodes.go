@@ -317,7 +317,7 @@ func (s *Server) fanOut(from, to types.JID, n *waBinary.Node) {
 			st := &stanza{id: fmt.Sprint(n.Attrs["id"]), node: waBinary.Node{Tag: "message", Attrs: attrs, Content: slices.Concat(enc, shared)}}
 			d.waiting = append(d.waiting, st)
 			d.all[st.id] = st
-			if d.conn != nil {
+			if d.conn != nil && d.conn.active { // what waits comes first
 				_ = d.conn.send(st.node) // the next connection gets it
 			}
 		}

@@ -66,6 +66,8 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/agents/{agent}/check", roleSend, MaxOrderBytes, g.postCheck),
 		at("POST /v1/agents/{agent}/mail", roleSend, MaxOrderBytes, g.postFetch),
 		at("POST /v1/agents/{agent}/mail/{id}/{verdict}", roleSend, MaxBodyBytes, g.postMail),
+		at("GET /v1/models", roleRead, 0, g.getModels),
+		at("POST /v1/chat/completions", roleSend, MaxBodyBytes, g.postCompletion),
 		at("POST /v1/fanouts", roleSend, MaxBodyBytes, g.postFanout),
 		at("POST /v1/state/events", roleSend, MaxOrderBytes, g.postStateEvent),
 		at("PUT /v1/state/focus", roleSend, MaxOrderBytes, g.putFocus),

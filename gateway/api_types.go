@@ -33,6 +33,9 @@ import (
 //	POST /v1/state/events      EventRequest -> bus.StateEvent
 //	DELETE /v1/state/events    ClearedResponse: empties it, whatever it holds
 //	GET  /v1/state/focus       FocusState: what everybody is at; PUT says it, DELETE removes it
+//	GET  /v1/models            the agents as OpenAI's models, openclaw/AGENT
+//	POST /v1/chat/completions  OpenAI's chat completion, streamed too: one message to the agent, and its answer; "user" or
+//	                           X-OpenClaw-Session-Key names a conversation that it remembers, Idempotency-Key makes asking again safe
 //	POST /mcp                  MCP (streamable HTTP): the server consul-registry
 //	POST /v1/agents/{agent}/check            CheckRequest -> bus.CheckNote: what the agent's last check found, for people
 //	GET  /v1/agents/{agent}/mailbox          MailboxResponse: how much an agent with the runner mailbox can fetch at once
@@ -293,6 +296,7 @@ const (
 	CodeContended        = "contended"          // 503: too many write the same key; nothing was written
 	CodeChannel          = "channel_failed"     // 409, 502: the vendor of a channel refused it
 	CodeNotOwned         = "not_owned"          // 409: nobody owns it, or who is to have it cannot
+	CodeGivenUp          = "given_up"           // 502: a completion's message became a dead letter
 	CodeNotLeased        = "not_leased"         // 409: the message's lease is over, or it was acked
 	CodeUntrusted        = "untrusted"          // 503: this gateway is not in the trust set, nobody would believe what it sends
 	CodeNoEncryptionKey  = "no_encryption_key"  // 503: a gateway that may run the target has no key to encrypt for; nothing was written

@@ -116,6 +116,9 @@ func (r *Router) misfit(m MatchConfig, q RouteQuery) string {
 	return ""
 }
 
+// Default is the agent that answers where no binding says otherwise; empty: there is none.
+func (r *Router) Default() string { return r.def }
+
 // Explain is Route for a question that a person asks: an empty account is the default one. Its errors are about the question.
 func (r *Router) Explain(q RouteQuery) (Route, error) {
 	if q.Channel == "" {

@@ -74,7 +74,7 @@ func TestOpenAI(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(r.Choices) != 1 || r.Choices[0].FinishReason != "stop" || string(r.Model) != model {
+		if len(r.Choices) != 1 || r.Choices[0].FinishReason != "stop" || r.Model != model {
 			t.Errorf("%+v", r)
 		}
 		return r.Choices[0].Message.Content

@@ -74,6 +74,9 @@
 //	demo             EVENT lines (for people, standard error has the rest)
 //	config validate  {"file", "ok", "problems": [REMARK], "warnings": [REMARK]};
 //	                 REMARK is {"file"?, "line"?, "column"?, "key"?, "message", "severity"}
+//	import openclaw  {"file", "ok": BOOL, "problems": [WHY], "agents": [{"id", "runner", "model"?, "gateways": []}],
+//	                 "channels": [{"inbox", "connected": BOOL}], "bindings": N, "variables": [], "ignored": [WHY]};
+//	                 WHY is {"key", "line"?, "reason"}
 //	acl policy       HCL, with --json too
 //	config show      the effective configuration, in the shape of the file
 //	trust list, init, approve, revoke, operator, publish, enroll

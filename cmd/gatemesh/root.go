@@ -92,7 +92,7 @@ func (a *app) rootCommand() *cobra.Command {
 		&cobra.Group{ID: "try", Title: "Try it:"})
 	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.taskCommand(), a.ownerCommand(), a.channelsCommand(), a.cronCommand(), a.routeCommand(), a.sessionsCommand(), a.costCommand(), a.deadLetterCommand(), a.agentsCommand(), a.gatewaysCommand(),
 		a.inboxCommand(), a.stateCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
-	a.add(root, "node", a.gatewayCommand(), a.configCommand(), a.tokenCommand(), a.policyCommand(), a.trustCommand(), a.mcpCommand(), a.keysCommand(), a.auditCommand(), a.aclCommand())
+	a.add(root, "node", a.gatewayCommand(), a.configCommand(), a.importCommand(), a.tokenCommand(), a.policyCommand(), a.trustCommand(), a.mcpCommand(), a.keysCommand(), a.auditCommand(), a.aclCommand())
 	a.add(root, "try", a.demoCommand(), a.benchCommand())
 	a.add(root, "", a.versionCommand())
 	strictDefaults(root)

@@ -31,16 +31,24 @@ func (g *Gateway) handler() http.Handler {
 		routes[rt.pattern] = rt
 	}
 	var whole http.Handler
-	if g.deps.MCP != nil {
-		serve := g.deps.MCP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
-		rt := route{"POST /mcp", roleRead, MaxBodyBytes, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ctx, cancel := g.patient(w, r, longestTool)
-			defer cancel()
-			serve.ServeHTTP(w, r.WithContext(ctx))
-		})}
-		mux.Handle(rt.pattern, rt.serve)
-		routes[rt.pattern] = rt
+	// Servers of other protocols use the whole API with the tokens of their callers, so it is the API that asks for the role.
+	mount := func(server func(http.Handler) http.Handler, longest time.Duration, body int64, patterns ...string) {
+		if server == nil {
+			return
+		}
+		serve := server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
+		for _, pattern := range patterns {
+			rt := route{pattern, roleRead, body, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := g.patient(w, r, longest)
+				defer cancel()
+				serve.ServeHTTP(w, r.WithContext(ctx))
+			})}
+			mux.Handle(rt.pattern, rt.serve)
+			routes[rt.pattern] = rt
+		}
 	}
+	mount(g.deps.MCP, longestTool, MaxBodyBytes, "POST /mcp")
+	mount(g.deps.A2A, MaxWait, MaxBodyBytes, "GET /a2a/{agent}/.well-known/agent-card.json", "POST /a2a/{agent}")
 	whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w}
 		began := time.Now()
@@ -180,6 +188,9 @@ func (w *recorder) Write(b []byte) (int, error) {
 	}
 	return w.ResponseWriter.Write(b)
 }
+
+// Flush is for those who ask for a http.Flusher.
+func (w *recorder) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
 
 // Unwrap lets http.ResponseController and the WebSocket upgrade through.
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

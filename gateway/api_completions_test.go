@@ -150,6 +150,11 @@ func TestCompletions(t *testing.T) {
 			t.Errorf("another answer under one key: %s", got.RawJSON())
 		}
 	}
+	for _, tr := range nodes[2].bus.Load().Recent(100) {
+		if tr.Envelope != nil && tr.Envelope.SourceGateway == "other" {
+			t.Errorf("the key was asked a second time: %+v", tr)
+		}
+	}
 	refusedAs(t, edge, asked("openclaw/billy", "another"), 409, CodeConflict, key)
 
 	// A stream.

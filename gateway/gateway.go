@@ -32,6 +32,8 @@ type Deps struct {
 	Channels map[string]ChannelFactory
 	// MCP makes the server at /mcp of the whole API, which it uses with the tokens of its callers; nil: there is none.
 	MCP func(api http.Handler) http.Handler
+	// A2A makes the server below /a2a in the same way.
+	A2A func(api http.Handler) http.Handler
 	// Logger may be nil. A reload sets its level.
 	Logger hclog.Logger
 	// Version is the build, for people.

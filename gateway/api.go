@@ -49,6 +49,10 @@ func (g *Gateway) handler() http.Handler {
 	}
 	mount(g.deps.MCP, longestTool, MaxBodyBytes, "POST /mcp")
 	mount(g.deps.A2A, MaxWait, MaxBodyBytes, "GET /a2a/{agent}/.well-known/agent-card.json", "POST /a2a/{agent}")
+	if g.deps.OpenClaw != nil {
+		serve := g.deps.OpenClaw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
+		routes[openClawRoute] = route{openClawRoute, roleOpen, 0, g.serveOpenClaw(serve)}
+	}
 	whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w}
 		began := time.Now()
@@ -70,7 +74,9 @@ func (g *Gateway) handler() http.Handler {
 		}()
 		rec.Header().Set("X-Content-Type-Options", "nosniff")
 		var h http.Handler
-		h, r.Pattern = mux.Handler(r)
+		if h, r.Pattern = mux.Handler(r); g.wantsOpenClaw(r) {
+			r.Pattern = openClawRoute
+		}
 		rt, known := routes[r.Pattern]
 		if !known {
 			rt = route{role: roleOpen, body: MaxOrderBytes}
@@ -85,6 +91,8 @@ func (g *Gateway) handler() http.Handler {
 			g.writeError(rec, r, err)
 		case !known:
 			g.noRoute(rec, r, h)
+		case rt.pattern == openClawRoute:
+			rt.serve.ServeHTTP(rec, r)
 		default:
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 			mux.ServeHTTP(rec, r)
@@ -254,6 +262,7 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	if err := g.Ready(); err != nil {
 		s.Ready, s.Reason = false, err.Error()
 	}
+	s.DefaultAgent = g.router.Load().def
 	s.Streams, _ = g.hub.stats()
 	s.Key, s.Trust, s.TrustVersion = g.identity.state()
 	s.KeyEnds = g.identity.keyEnds()

@@ -185,6 +185,8 @@ type StatusResponse struct {
 	Reason string `json:"reason,omitempty"`
 	// Owned are the agents whose inboxes this gateway drains now.
 	Owned []string `json:"owned"`
+	// DefaultAgent answers what names no agent.
+	DefaultAgent string `json:"default_agent,omitempty"`
 	// Streams is the number of clients on /v1/events.
 	Streams int `json:"streams"`
 	// Key is the id of this gateway's key. Trust says whose signatures count: open (whoever can write the store is believed),

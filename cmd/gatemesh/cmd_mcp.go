@@ -14,6 +14,7 @@ import (
 	"github.com/gatemesh/gatemesh/gateway"
 	"github.com/gatemesh/gatemesh/gateway/a2aserver"
 	"github.com/gatemesh/gatemesh/gateway/mcpserver"
+	"github.com/gatemesh/gatemesh/gateway/openclawgw"
 )
 
 // mcpAt makes the gateway's own MCP server.
@@ -24,6 +25,11 @@ func mcpAt(version string) func(http.Handler) http.Handler {
 // a2aAt makes the gateway's own A2A server.
 func a2aAt(version string) func(http.Handler) http.Handler {
 	return func(api http.Handler) http.Handler { return a2aserver.Handler(version, api) }
+}
+
+// openClawAt makes the gateway's server for OpenClaw's own clients.
+func openClawAt(version string) func(http.Handler) http.Handler {
+	return func(api http.Handler) http.Handler { return openclawgw.Handler(version, api) }
 }
 
 func (a *app) mcpCommand() *cobra.Command {

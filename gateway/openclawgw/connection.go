@@ -66,11 +66,18 @@ func Handler(version string, api http.Handler) http.Handler {
 		if err != nil {
 			return // Accept has answered
 		}
-		ctx, cancel := context.WithCancel(r.Context())
+		// Not the request's context: a read whose context ends cuts the connection, and the client is to be told why.
+		ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 		c := &connection{conn: conn, ctx: ctx, request: r, api: api, version: version, boot: boot, began: began, id: envelope.NewID(), slots: make(chan struct{}, maxRequests)}
+		told := make(chan struct{})
+		stop := context.AfterFunc(r.Context(), func() {
+			defer close(told)
+			_ = conn.Close(websocket.StatusServiceRestart, "service restart")
+			cancel()
+		})
 		defer func() {
-			if r.Context().Err() != nil {
-				_ = conn.Close(websocket.StatusServiceRestart, "service restart")
+			if !stop() {
+				<-told
 			}
 			cancel()
 			_ = conn.CloseNow()

@@ -63,18 +63,21 @@ func (c *connection) begin(r request) (*run, error) {
 	return u, err
 }
 
-// end waits for the answer and tells of it on the way.
-func (u *run) end() (text string, err error) {
-	u.tell("lifecycle", map[string]any{"phase": "start", "startedAt": u.began.UnixMilli()})
+// end waits for the answer and tells of it. Of a run that began as a chat the first event is the chat's own: OpenClaw's TUI takes another one, when it comes
+// as fast as the answer to chat.send, for the beginning of somebody else's run, and waits for its own for ever.
+func (u *run) end(chat bool) (text string, err error) {
+	if !chat {
+		u.tell("lifecycle", map[string]any{"phase": "start", "startedAt": u.began.UnixMilli()})
+	}
 	text, err = u.outcome()
 	now := time.Now()
 	if err != nil {
-		u.tell("lifecycle", map[string]any{"phase": "error", "error": err.Error(), "startedAt": u.began.UnixMilli(), "endedAt": now.UnixMilli()})
 		u.chat("error", map[string]any{"errorMessage": err.Error()})
+		u.tell("lifecycle", map[string]any{"phase": "error", "error": err.Error(), "startedAt": u.began.UnixMilli(), "endedAt": now.UnixMilli()})
 		return "", err
 	}
-	u.tell("assistant", map[string]any{"text": text, "delta": text})
 	u.chat("delta", map[string]any{"deltaText": text, "message": message("assistant", text, now)})
+	u.tell("assistant", map[string]any{"text": text, "delta": text})
 	u.tell("lifecycle", map[string]any{"phase": "end", "startedAt": u.began.UnixMilli(), "endedAt": now.UnixMilli(), "aborted": false, "stopReason": "stop"})
 	u.chat("final", map[string]any{"stopReason": "stop", "message": message("assistant", text, now)})
 	return text, nil
@@ -117,7 +120,7 @@ func (c *connection) agent(r request) (any, error) {
 		return nil, err
 	}
 	c.answer(r.ID, map[string]any{"runId": u.id, "sessionKey": u.key, "agentId": u.agent, "status": "accepted", "acceptedAt": u.began.UnixMilli()})
-	text, err := u.end()
+	text, err := u.end(false)
 	if err != nil {
 		c.fail(r.ID, err)
 		return nil, nil //nolint:nilnil // it has answered
@@ -138,6 +141,6 @@ func (c *connection) chatSend(r request) (any, error) {
 		return nil, err
 	}
 	c.answer(r.ID, map[string]any{"runId": u.id, "status": "started"})
-	_, _ = u.end()  // the events say it
-	return nil, nil //nolint:nilnil // it has answered
+	_, _ = u.end(true) // the events say it
+	return nil, nil    //nolint:nilnil // it has answered
 }

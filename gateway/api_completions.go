@@ -140,7 +140,8 @@ func (g *Gateway) postCompletion(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := g.patient(w, r, wait.timeout)
 	defer cancel()
 	if req.Stream {
-		return g.streamCompletion(ctx, w, r, b, out.ID, c, req.StreamOptions.IncludeUsage)
+		g.streamCompletion(ctx, w, r, b, out.ID, c, req.StreamOptions.IncludeUsage)
+		return nil
 	}
 	st, err := g.follow(ctx, r.Context(), b, out.ID, wait)
 	if err == nil {
@@ -156,32 +157,28 @@ func (g *Gateway) postCompletion(w http.ResponseWriter, r *http.Request) error {
 }
 
 // streamCompletion answers with server-sent events.
-func (g *Gateway) streamCompletion(ctx context.Context, w http.ResponseWriter, r *http.Request, b *bus.Bus, id string, c completion, usage bool) error {
+func (g *Gateway) streamCompletion(ctx context.Context, w http.ResponseWriter, r *http.Request, b *bus.Bus, id string, c completion, usage bool) {
 	c.Object = "chat.completion.chunk"
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no")
 	rc := http.NewResponseController(w)
-	say := func(text string) error {
-		if _, err := w.Write([]byte(text + "\n\n")); err != nil {
-			return err
-		}
-		return rc.Flush()
+	// Who is gone needs no answer; what was written to nobody is noticed by the request's context.
+	say := func(text string) (there bool) {
+		_, err := w.Write([]byte(text + "\n\n"))
+		return err == nil && rc.Flush() == nil
 	}
-	event := func(v any) error {
+	event := func(v any) (there bool) {
 		j, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		return say("data: " + string(j))
+		return err == nil && say("data: "+string(j))
 	}
 	choice := func(text completionAnswer, finish *string) completion {
 		next := c
 		next.Choices = []completionChoice{{Delta: &text, Finish: finish}}
 		return next
 	}
-	if event(choice(completionAnswer{Role: "assistant"}, nil)) != nil {
-		return nil // who is gone needs no answer
+	if !event(choice(completionAnswer{Role: "assistant"}, nil)) {
+		return
 	}
 	wait := waiting{WaitReplied, streamAlive}
 	for {
@@ -190,10 +187,10 @@ func (g *Gateway) streamCompletion(ctx context.Context, w http.ResponseWriter, r
 		cancel()
 		switch {
 		case r.Context().Err() != nil:
-			return nil
+			return
 		case err == nil && st.TimedOut && ctx.Err() == nil:
-			if say(": waiting") != nil {
-				return nil
+			if !say(": waiting") {
+				return
 			}
 			continue
 		case err == nil:
@@ -204,18 +201,18 @@ func (g *Gateway) streamCompletion(ctx context.Context, w http.ResponseWriter, r
 			if !known {
 				g.log.Error("API request failed", "method", r.Method, "route", r.Pattern, "error", err)
 			}
-			_ = event(openAIErrorResponse{openAIErrorOf(e)})
-			return nil
+			event(openAIErrorResponse{openAIErrorOf(e)})
+			return
 		}
 		stop := "stop"
-		_ = event(choice(completionAnswer{Content: st.Text}, nil))
-		_ = event(choice(completionAnswer{}, &stop))
+		event(choice(completionAnswer{Content: st.Text}, nil))
+		event(choice(completionAnswer{}, &stop))
 		if usage {
 			c.Choices, c.Usage = []completionChoice{}, &completionUsage{}
-			_ = event(c)
+			event(c)
 		}
-		_ = say("data: [DONE]")
-		return nil
+		say("data: [DONE]")
+		return
 	}
 }
 

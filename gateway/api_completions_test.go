@@ -226,7 +226,7 @@ func TestCompletionsRefuse(t *testing.T) {
 			break
 		}
 	}
-	if e == nil || e.StatusCode != 429 || e.Type != "rate_limit_error" {
+	if e == nil || e.StatusCode != http.StatusTooManyRequests || e.Type != "rate_limit_error" {
 		t.Errorf("a token over its rate: %v", e)
 	}
 	if r := n.do(http.MethodPost, "/v1/chat/completions", `{"model":`, bearer(senderToken)); r.status != 400 || !strings.Contains(string(r.body), `"type":"invalid_request_error"`) {

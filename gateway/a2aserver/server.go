@@ -219,7 +219,8 @@ func (s *server) look(ctx context.Context, id, wait string) (st gateway.MessageS
 	if wait != "" {
 		path += "?wait=" + wait + "&timeout=" + gateway.MaxWait.String()
 	}
-	return st, s.api(ctx, http.MethodGet, path, nil, &st)
+	err = s.api(ctx, http.MethodGet, path, nil, &st)
+	return st, err
 }
 
 // SendMessage implements a2asrv.RequestHandler.

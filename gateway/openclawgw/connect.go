@@ -18,6 +18,9 @@ import (
 	"github.com/gatemesh/gatemesh/gateway"
 )
 
+// firstMethod is what a client must ask first.
+const firstMethod = "connect"
+
 // deviceSkew is how far a device's clock may be from ours.
 const deviceSkew = 10 * time.Minute
 
@@ -71,7 +74,7 @@ func (c *connection) connect() bool {
 }
 
 func (c *connection) hello(r request, nonce string) (any, error) {
-	if r.Method != "connect" {
+	if r.Method != firstMethod {
 		return nil, invalid("invalid handshake: first request must be connect")
 	}
 	var p connectParams

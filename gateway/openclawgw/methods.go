@@ -154,7 +154,8 @@ func (c *connection) sessions(agentID string) ([]gateway.SessionInfo, error) {
 	if agentID != "" {
 		path += "?agent=" + url.QueryEscape(agentID)
 	}
-	return list.Sessions, c.get(path, &list)
+	err := c.get(path, &list)
+	return list.Sessions, err
 }
 
 func (c *connection) sessionsList(r request) (any, error) {

@@ -102,7 +102,7 @@ func dial(t *testing.T, g *gateway.Gateway) *client {
 	t.Helper()
 	tr := &http.Transport{}
 	t.Cleanup(tr.CloseIdleConnections)
-	conn, _, err := websocket.Dial(within(t), "ws://"+g.Addr().String()+"/", &websocket.DialOptions{HTTPClient: &http.Client{Transport: tr}}) //nolint:bodyclose // the library's
+	conn, _, err := websocket.Dial(within(t), "ws://"+g.Addr().String()+"/", &websocket.DialOptions{HTTPClient: &http.Client{Transport: tr}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,8 @@ import (
 //	GET  /v1/models            OpenAI's list of models: openclaw/AGENT for each agent of the mesh
 //	GET  /v1/models/{model}    one of them
 //	POST /v1/chat/completions  OpenAI's chat completions, whole or streamed, by an agent (api_completions.go)
+//	GET  /a2a/{agent}/.well-known/agent-card.json  A2A 1.0: an agent's card; POST /a2a/{agent} is its endpoint (gateway/a2aserver)
+//	GET  /                     with an upgrade, WebSocket: OpenClaw's protocol (gateway/openclawgw), whose token comes inside
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question

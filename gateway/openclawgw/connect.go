@@ -181,7 +181,7 @@ func (c *connection) helloOK(st gateway.StatusResponse, asked []string) (any, er
 		"server":   map[string]any{"version": c.version, "bootId": c.boot, "connId": c.id},
 		"features": map[string]any{"methods": methodNames(), "events": []string{"connect.challenge", "agent", "chat", "tick"}, "capabilities": []string{}},
 		"snapshot": map[string]any{
-			"presence":     []any{map[string]any{"host": st.Gateway, "version": st.Version, "mode": "gateway", "reason": "self", "text": "Gateway: " + st.Gateway, "ts": time.Now().UnixMilli()}},
+			"presence":     []any{map[string]any{"host": st.Gateway, "version": c.version, "mode": "gateway", "reason": "self", "text": "Gateway: " + st.Gateway, "ts": time.Now().UnixMilli()}},
 			"health":       health,
 			"stateVersion": map[string]any{"presence": 1, "health": 1},
 			"uptimeMs":     time.Since(c.began).Milliseconds(),

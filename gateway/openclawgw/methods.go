@@ -90,7 +90,7 @@ func (c *connection) health() (any, error) {
 	agents := []any{}
 	for _, a := range list.Agents {
 		agents = append(agents, map[string]any{
-			"agentId": a.ID, "name": display(a.Name, a.ID), "isDefault": a.ID == st.DefaultAgent, "sessions": none, "gateway": a.Gateway, "status": a.Status,
+			"agentId": a.ID, "name": display(a.Name, a.ID), "isDefault": a.ID == st.DefaultAgent, "sessions": none,
 			"heartbeat": map[string]any{"enabled": false, "every": "disabled", "everyMs": nil, "prompt": "", "target": "none", "ackMaxChars": 0},
 		})
 	}

@@ -262,7 +262,7 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	if err := g.Ready(); err != nil {
 		s.Ready, s.Reason = false, err.Error()
 	}
-	s.DefaultAgent = g.router.Load().def
+	s.DefaultAgent = g.router.Load().Default()
 	s.Streams, _ = g.hub.stats()
 	s.Key, s.Trust, s.TrustVersion = g.identity.state()
 	s.KeyEnds = g.identity.keyEnds()

@@ -327,7 +327,7 @@ func (g *Gateway) completionAgent(model, named string) (string, error) {
 	id, ok := strings.CutPrefix(model, "openclaw")
 	switch {
 	case ok && (id == "" || id == "/default" || id == ":default"):
-		if def := g.router.Load().def; def != "" {
+		if def := g.router.Load().Default(); def != "" {
 			return def, nil
 		}
 	case ok && len(id) > 1 && (id[0] == '/' || id[0] == ':'):
@@ -353,7 +353,7 @@ func (g *Gateway) openAIModels() ([]openAIModel, error) {
 	add := func(id, owner string) {
 		list = append(list, openAIModel{"openclaw/" + id, "model", g.began.Unix(), owner})
 	}
-	if g.router.Load().def != "" {
+	if g.router.Load().Default() != "" {
 		add("default", g.name)
 	}
 	for _, a := range b.Agents("") {

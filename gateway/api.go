@@ -31,15 +31,27 @@ func (g *Gateway) handler() http.Handler {
 		routes[rt.pattern] = rt
 	}
 	var whole http.Handler
-	if g.deps.MCP != nil {
-		serve := g.deps.MCP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
-		rt := route{"POST /mcp", roleRead, MaxBodyBytes, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ctx, cancel := g.patient(w, r, longestTool)
-			defer cancel()
-			serve.ServeHTTP(w, r.WithContext(ctx))
-		})}
-		mux.Handle(rt.pattern, rt.serve)
-		routes[rt.pattern] = rt
+	// Servers of other protocols use the whole API with the tokens of their callers, so it is the API that asks for the role.
+	mount := func(server func(http.Handler) http.Handler, longest time.Duration, body int64, patterns ...string) {
+		if server == nil {
+			return
+		}
+		serve := server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
+		for _, pattern := range patterns {
+			rt := route{pattern, roleRead, body, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := g.patient(w, r, longest)
+				defer cancel()
+				serve.ServeHTTP(w, r.WithContext(ctx))
+			})}
+			mux.Handle(rt.pattern, rt.serve)
+			routes[rt.pattern] = rt
+		}
+	}
+	mount(g.deps.MCP, longestTool, MaxBodyBytes, "POST /mcp")
+	mount(g.deps.A2A, MaxWait, MaxBodyBytes, "GET /a2a/{agent}/.well-known/agent-card.json", "POST /a2a/{agent}")
+	if g.deps.OpenClaw != nil {
+		serve := g.deps.OpenClaw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole.ServeHTTP(w, r) }))
+		routes[openClawRoute] = route{openClawRoute, roleOpen, 0, g.serveOpenClaw(serve)}
 	}
 	whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w}
@@ -62,7 +74,9 @@ func (g *Gateway) handler() http.Handler {
 		}()
 		rec.Header().Set("X-Content-Type-Options", "nosniff")
 		var h http.Handler
-		h, r.Pattern = mux.Handler(r)
+		if h, r.Pattern = mux.Handler(r); g.wantsOpenClaw(r) {
+			r.Pattern = openClawRoute
+		}
 		rt, known := routes[r.Pattern]
 		if !known {
 			rt = route{role: roleOpen, body: MaxOrderBytes}
@@ -77,6 +91,8 @@ func (g *Gateway) handler() http.Handler {
 			g.writeError(rec, r, err)
 		case !known:
 			g.noRoute(rec, r, h)
+		case rt.pattern == openClawRoute:
+			rt.serve.ServeHTTP(rec, r)
 		default:
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 			mux.ServeHTTP(rec, r)
@@ -181,6 +197,9 @@ func (w *recorder) Write(b []byte) (int, error) {
 	return w.ResponseWriter.Write(b)
 }
 
+// Flush is for those who ask for a http.Flusher.
+func (w *recorder) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+
 // Unwrap lets http.ResponseController and the WebSocket upgrade through.
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
@@ -243,6 +262,7 @@ func (g *Gateway) getStatus(w http.ResponseWriter, r *http.Request) error {
 	if err := g.Ready(); err != nil {
 		s.Ready, s.Reason = false, err.Error()
 	}
+	s.DefaultAgent = g.router.Load().Default()
 	s.Streams, _ = g.hub.stats()
 	s.Key, s.Trust, s.TrustVersion = g.identity.state()
 	s.KeyEnds = g.identity.keyEnds()

@@ -90,16 +90,25 @@ func (g *Gateway) writeError(w http.ResponseWriter, r *http.Request, err error) 
 	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(e.retry.Seconds())))))
 	}
+	if openAIRoute(r.Pattern) {
+		writeOpenAIError(w, e)
+		return
+	}
 	_ = writeJSON(w, e.status, ErrorResponse{*e})
 }
 
 // decodeBody reads a JSON object strictly. The route has bounded the body.
-func decodeBody(r *http.Request, into any) error {
+func decodeBody(r *http.Request, into any) error { return decodeJSON(r, into, true) }
+
+// decodeJSON reads a JSON object. Without strict, fields that are not known are passed over.
+func decodeJSON(r *http.Request, into any, strict bool) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return &APIError{status: http.StatusUnsupportedMediaType, Code: CodeContentType, Message: "send JSON, with the header Content-Type: application/json"}
 	}
 	dec := json.NewDecoder(r.Body)
-	dec.DisallowUnknownFields()
+	if strict {
+		dec.DisallowUnknownFields()
+	}
 	err := dec.Decode(into)
 	if err == nil {
 		switch _, more := dec.Token(); more {

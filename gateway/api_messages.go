@@ -326,29 +326,38 @@ func (g *Gateway) getMessage(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := g.patient(w, r, wait.timeout)
 	defer cancel()
+	res, err := g.follow(ctx, r.Context(), b, id, wait)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, res)
+}
+
+// follow waits for a message, whichever gateway sent it, until wait is over or ctx ends. Its error is the client's, or the store's.
+func (g *Gateway) follow(ctx, client context.Context, b *bus.Bus, id string, wait waiting) (MessageStatus, error) {
 	for {
 		st, err := b.Lookup(ctx, id)
 		if err != nil {
-			return err
+			return MessageStatus{}, err
 		}
 		timedOut := ctx.Err() != nil
 		if wait.over(st.Facts) || timedOut {
 			res := wholeStatus(*st)
-			res.resolve(r.Context(), b)
+			res.resolve(client, b)
 			res.TimedOut = timedOut && !wait.over(st.Facts)
-			return writeJSON(w, http.StatusOK, res)
+			return res, nil
 		}
 		if !g.awaitChange(ctx, b, id, wait) {
 			// Time is up: what is remembered, without another look into the store.
-			if r.Context().Err() != nil {
-				return r.Context().Err()
+			if client.Err() != nil {
+				return MessageStatus{}, client.Err()
 			}
 			res := wholeStatus(*st)
 			if tr, _, ok := b.Track(id); ok {
 				res.Facts, res.Events = tr.Facts, append([]bus.Event{}, tr.Events...)
 			}
 			res.TimedOut = true
-			return writeJSON(w, http.StatusOK, res)
+			return res, nil
 		}
 	}
 }

@@ -33,9 +33,6 @@ import (
 //	POST /v1/state/events      EventRequest -> bus.StateEvent
 //	DELETE /v1/state/events    ClearedResponse: empties it, whatever it holds
 //	GET  /v1/state/focus       FocusState: what everybody is at; PUT says it, DELETE removes it
-//	GET  /v1/models            the agents as OpenAI's models, openclaw/AGENT
-//	POST /v1/chat/completions  OpenAI's chat completion, streamed too: one message to the agent, and its answer; "user" or
-//	                           X-OpenClaw-Session-Key names a conversation that it remembers, Idempotency-Key makes asking again safe
 //	POST /mcp                  MCP (streamable HTTP): the server consul-registry
 //	POST /v1/agents/{agent}/check            CheckRequest -> bus.CheckNote: what the agent's last check found, for people
 //	GET  /v1/agents/{agent}/mailbox          MailboxResponse: how much an agent with the runner mailbox can fetch at once
@@ -64,6 +61,11 @@ import (
 //	POST /v1/channels/{inbox}/logout         {} -> LoggedOutResponse; at the account's owner
 //	GET  /v1/route             Route: who answers ?channel=&account=&peer_kind=&peer=&team=, and why
 //	GET  /v1/webchat           WebSocket: ?conversation=UUID&after=SEQ; sends ChatFrame, takes ChatSaid
+//	GET  /v1/models            OpenAI's list of models: openclaw/AGENT for each agent of the mesh
+//	GET  /v1/models/{model}    one of them
+//	POST /v1/chat/completions  OpenAI's chat completions, whole or streamed, by an agent (api_completions.go)
+//	GET  /a2a/{agent}/.well-known/agent-card.json  A2A 1.0: an agent's card; POST /a2a/{agent} is its endpoint (gateway/a2aserver)
+//	GET  /                     with an upgrade, WebSocket: OpenClaw's protocol (gateway/openclawgw), whose token comes inside
 //	GET  /v1/events            WebSocket: one StreamEvent a text frame;
 //	                           ?replay=N first sends up to N (at most 1000) earlier events,
 //	                           ?message=ID only what belongs to one message or question
@@ -185,6 +187,8 @@ type StatusResponse struct {
 	Reason string `json:"reason,omitempty"`
 	// Owned are the agents whose inboxes this gateway drains now.
 	Owned []string `json:"owned"`
+	// DefaultAgent answers what names no agent.
+	DefaultAgent string `json:"default_agent,omitempty"`
 	// Streams is the number of clients on /v1/events.
 	Streams int `json:"streams"`
 	// Key is the id of this gateway's key. Trust says whose signatures count: open (whoever can write the store is believed),

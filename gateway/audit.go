@@ -198,7 +198,7 @@ func (g *Gateway) audited(r *http.Request, status int) {
 		return
 	}
 	switch r.Pattern {
-	case "POST /v1/messages", "POST /v1/fanouts":
+	case "POST /v1/messages", "POST /v1/fanouts", completionsRoute:
 		return
 	}
 	o := auditOrder{What: r.Method + " " + r.URL.Path, Remote: r.RemoteAddr, Status: status}

@@ -32,6 +32,10 @@ type Deps struct {
 	Channels map[string]ChannelFactory
 	// MCP makes the server at /mcp of the whole API, which it uses with the tokens of its callers; nil: there is none.
 	MCP func(api http.Handler) http.Handler
+	// A2A makes the server below /a2a in the same way.
+	A2A func(api http.Handler) http.Handler
+	// OpenClaw makes the server of OpenClaw's WebSocket protocol, at the root, in the same way. Its context ends when the gateway stops.
+	OpenClaw func(api http.Handler) http.Handler
 	// Logger may be nil. A reload sets its level.
 	Logger hclog.Logger
 	// Version is the build, for people.
@@ -63,6 +67,7 @@ type Gateway struct {
 	router          atomic.Pointer[Router]
 	cron            *scheduler // nil: none here
 	chats           *chats
+	sockets         *sockets
 	metrics         *metrics
 	hub             *hub
 	ids             idLocks
@@ -180,7 +185,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	if cfg.Cron.Enabled {
 		g.cron = newScheduler(g)
 	}
-	g.chats = newChats(g)
+	g.chats, g.sockets = newChats(g), newSockets()
 	g.life, g.endLife = context.WithCancel(context.Background())
 	g.waits, g.endWaits = context.WithCancel(context.Background())
 	return g, nil
@@ -303,7 +308,7 @@ func (g *Gateway) serve() {
 			_ = srv.Close()
 		}
 		return err
-	}}, step{"event streams", g.hub.close}, step{"chats", g.chats.close})
+	}}, step{"event streams", g.hub.close}, step{"chats", g.chats.close}, step{"OpenClaw clients", g.sockets.close})
 }
 
 func (g *Gateway) run(f func()) {

@@ -74,6 +74,8 @@ var fences = []fence{
 		reason: "the suite is for tests: in a binary it would bring testing's flags"},
 	{imports: "github.com/spf13/cobra", within: []string{"cmd"},
 		reason: "flags are the binary's; packages take structs"},
+	{imports: "github.com/a2aproject/a2a-go", within: []string{"gateway/a2aserver", "agent/a2a"},
+		reason: "one child serves A2A and one asks by it; the mesh's own words are others"},
 	{imports: "github.com/coder/websocket", within: []string{"gateway", "cmd"},
 		reason: "the stream is the API's: its server is gateway, its client is cmd"},
 	{imports: "github.com/slack-go/slack", within: []string{"gateway/slack"},

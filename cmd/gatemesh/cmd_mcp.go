@@ -12,12 +12,24 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gatemesh/gatemesh/gateway"
+	"github.com/gatemesh/gatemesh/gateway/a2aserver"
 	"github.com/gatemesh/gatemesh/gateway/mcpserver"
+	"github.com/gatemesh/gatemesh/gateway/openclawgw"
 )
 
 // mcpAt makes the gateway's own MCP server.
 func mcpAt(version string) func(http.Handler) http.Handler {
 	return func(api http.Handler) http.Handler { return mcpserver.Handler(version, api) }
+}
+
+// a2aAt makes the gateway's own A2A server.
+func a2aAt(version string) func(http.Handler) http.Handler {
+	return func(api http.Handler) http.Handler { return a2aserver.Handler(version, api) }
+}
+
+// openClawAt makes the gateway's server for OpenClaw's own clients.
+func openClawAt(version string) func(http.Handler) http.Handler {
+	return func(api http.Handler) http.Handler { return openclawgw.Handler(version, api) }
 }
 
 func (a *app) mcpCommand() *cobra.Command {

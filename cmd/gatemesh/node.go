@@ -35,7 +35,7 @@ func newNode(cfg *gateway.Config, log hclog.Logger) (*node, error) {
 // "" is nowhere.
 func newNodeOn(s bus.Store, cfg *gateway.Config, log hclog.Logger, failFast bool, state string) (*node, error) {
 	g, err := gateway.New(cfg, gateway.Deps{
-		Store: s, Runners: runners(cfg.Mesh.Consul), Channels: channels(), MCP: mcpAt(buildVersion().Version), Logger: log, Version: buildVersion().Version, FailFast: failFast, StateDir: state,
+		Store: s, Runners: runners(cfg.Mesh.Consul), Channels: channels(), MCP: mcpAt(buildVersion().Version), A2A: a2aAt(buildVersion().Version), OpenClaw: openClawAt(buildVersion().Version), Logger: log, Version: buildVersion().Version, FailFast: failFast, StateDir: state,
 	})
 	if err != nil {
 		// What New refuses is in the configuration: it touches nothing else.

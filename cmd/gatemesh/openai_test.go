@@ -51,7 +51,7 @@ func TestOpenAI(t *testing.T) {
 	for _, m := range list.Data {
 		names = append(names, m.ID)
 	}
-	if got := strings.Join(names, " "); got != "openclaw/echo openclaw/jerry" {
+	if got := strings.Join(names, " "); got != "openclaw/default openclaw/echo openclaw/jerry" {
 		t.Errorf("models %q", got)
 	}
 	said := func(texts ...string) (all []openai.ChatCompletionMessageParamUnion) {
@@ -115,9 +115,9 @@ func TestOpenAI(t *testing.T) {
 		status       int
 		says         string
 	}{
-		{"the-token-of-this-test", "gpt-5", said("x"), 400, "names no agent"},
+		{"the-token-of-this-test", "gpt-5", said("x"), 404, "there is no model"},
 		{"the-token-of-this-test", "openclaw/nobody", said("x"), 404, "nobody"},
-		{"the-token-of-this-test", "openclaw/echo", said(" "), 400, "no text of a user"},
+		{"the-token-of-this-test", "openclaw/echo", said(" "), 400, "the last message is empty"},
 		{"wrong-token-of-this-test", "openclaw/echo", said("x"), 401, "token"},
 	} {
 		wrong := client(x.token)

@@ -24,11 +24,8 @@ import (
 // Name is what the server calls itself, as the plan does.
 const Name = "consul-registry"
 
-// Call makes one request to a gateway's API and returns the answer's status and body.
-type Call func(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error)
-
 // New makes a server whose tools are requests by call.
-func New(version string, call Call) *mcp.Server {
+func New(version string, call gateway.Call) *mcp.Server {
 	s := mcp.NewServer(&mcp.Implementation{Name: Name, Version: version}, &mcp.ServerOptions{
 		Instructions: "Agents of a mesh of gateways. Find them with agent_discover, ask one with send_message, look for what was sent to you with check_inbox, and say of each message what became of it.",
 	})
@@ -51,11 +48,11 @@ var readOnly = &mcp.ToolAnnotations{ReadOnlyHint: true}
 // Handler serves MCP over streamable HTTP, without sessions: each request is its own, with its own token. api is the gateway's whole API.
 func Handler(version string, api http.Handler) http.Handler {
 	return mcp.NewStreamableHTTPHandler(func(r *http.Request) *mcp.Server {
-		return New(version, inProcess(api, r))
+		return New(version, gateway.CallAs(api, r))
 	}, &mcp.StreamableHTTPOptions{Stateless: true, JSONResponse: true, MaxRequestBodyBytes: gateway.MaxBodyBytes})
 }
 
-type tools struct{ call Call }
+type tools struct{ call gateway.Call }
 
 // ask makes a request and hands its answer to the model as it is: JSON, which names everything. A refusal is the tool's error, in the API's own words.
 func (t *tools) ask(ctx context.Context, method, path string, body any) (*mcp.CallToolResult, error) {

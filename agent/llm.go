@@ -28,10 +28,12 @@ type thinker struct {
 	spec  Spec
 	deps  Deps
 	chain *Chain
+	sets  []Toolset
 }
 
-// NewLLM makes the llm runner's factory, with the vendors that its models may be of.
-func NewLLM(vendors Vendors) Factory {
+// NewLLM makes the llm runner's factory, with the vendors that its models may be of and the tools that its agents may have
+// beside those of the mesh.
+func NewLLM(vendors Vendors, sources ...ToolSource) Factory {
 	return func(spec Spec, deps Deps) (bus.Handler, error) {
 		if deps.Directory == nil {
 			return nil, errors.New("it needs a directory of agents")
@@ -47,7 +49,17 @@ func NewLLM(vendors Vendors) Factory {
 		if deps.Logger == nil {
 			deps.Logger = hclog.NewNullLogger()
 		}
-		return &thinker{spec: spec, deps: deps, chain: chain}, nil
+		t := &thinker{spec: spec, deps: deps, chain: chain}
+		for _, source := range sources {
+			set, err := source(spec, deps)
+			if err != nil {
+				return nil, err
+			}
+			if set != nil {
+				t.sets = append(t.sets, set)
+			}
+		}
+		return t, nil
 	}
 }
 
@@ -65,47 +77,54 @@ func (t *thinker) Handle(ctx context.Context, m *bus.Incoming) error {
 		}
 		return sayText(m, "This conversation begins anew.")
 	}
-	meter := &budgetMeter{ctx: ctx, m: m, session: s}
-	answer, err := t.think(ctx, m, s, meter, text)
+	tn, err := openTurn(ctx, m, s, text)
 	if err != nil {
-		return t.failed(ctx, m, s, err)
+		return err
+	}
+	meter := &budgetMeter{ctx: ctx, m: m, session: s}
+	answer, err := t.think(ctx, tn, meter)
+	if err != nil {
+		return t.failed(ctx, tn, err)
 	}
 	s.add(ChatMessage{Role: RoleAssistant, Text: answer})
-	if err := s.keep(m); err != nil {
+	if err := s.keep(m, tn.over()...); err != nil {
 		return err
 	}
 	return sayText(m, answer)
 }
 
 // think is the loop: model, tools, model.
-func (t *thinker) think(ctx context.Context, m *bus.Incoming, s *session, meter Meter, text string) (string, error) {
-	s.add(ChatMessage{Role: RoleUser, Text: text})
-	tools := t.tools()
-	p := Prompt{System: t.system(m), Tools: definitions(tools)}
-	for range maxTurns {
-		p.Messages = s.messages
+func (t *thinker) think(ctx context.Context, tn *turn, meter Meter) (string, error) {
+	box := t.tools()
+	p := Prompt{System: t.system(tn.m), Tools: box.definitions()}
+	for {
+		if len(tn.open()) > 0 {
+			if err := tn.call(ctx, box); err != nil {
+				return "", err
+			}
+		}
+		if tn.rec.Steps >= maxTurns {
+			return fmt.Sprintf("I stopped after %d steps without an answer: the model kept calling tools.", maxTurns), nil
+		}
+		p.Messages = tn.s.messages
 		done, _, err := t.chain.Generate(ctx, p, meter, nil)
 		if err != nil {
 			return "", err
 		}
+		tn.rec.Steps++
 		if len(done.Calls) == 0 {
 			if strings.TrimSpace(done.Text) == "" {
 				return "(The model gave an empty answer.)", nil
 			}
 			return done.Text, nil
 		}
-		s.add(ChatMessage{Role: RoleAssistant, Text: done.Text, Calls: done.Calls})
-		results, err := t.call(ctx, m, tools, done.Calls)
-		if err != nil {
-			return "", err
-		}
-		s.add(ChatMessage{Role: RoleTool, Results: results})
+		tn.add(ChatMessage{Role: RoleAssistant, Text: done.Text, Calls: done.Calls})
 	}
-	return fmt.Sprintf("I stopped after %d steps without an answer: the model kept calling tools.", maxTurns), nil
 }
 
 // failed makes of an error what the bus is to do.
-func (t *thinker) failed(ctx context.Context, m *bus.Incoming, s *session, err error) error {
+func (t *thinker) failed(ctx context.Context, tn *turn, err error) error {
+	m, s := tn.m, tn.s
 	if cause := context.Cause(ctx); cause != nil {
 		s.saveCost(m)
 		return cause
@@ -114,7 +133,7 @@ func (t *thinker) failed(ctx context.Context, m *bus.Incoming, s *session, err e
 	var budget *envelope.BudgetError
 	switch {
 	case errors.As(err, &budget):
-		return t.giveUp(m, s, fmt.Sprintf("I stopped: %v.", budget))
+		return t.giveUp(tn, fmt.Sprintf("I stopped: %v.", budget))
 	case !errors.As(err, &fault):
 		s.saveCost(m)
 		return err
@@ -126,7 +145,7 @@ func (t *thinker) failed(ctx context.Context, m *bus.Incoming, s *session, err e
 		}
 		return fault // the bus's own backoff
 	case fault.Fault == FaultTooLong:
-		return t.giveUp(m, s, "I cannot answer: "+errNoRoom.Error()+".")
+		return t.giveUp(tn, "I cannot answer: "+errNoRoom.Error()+".")
 	}
 	t.deps.Logger.Error("the model refuses", "message", m.Envelope().MessageID, "error", fault)
 	s.saveCost(m)
@@ -135,12 +154,12 @@ func (t *thinker) failed(ctx context.Context, m *bus.Incoming, s *session, err e
 }
 
 // giveUp tells who asked, and forgets what led here but not what it cost.
-func (t *thinker) giveUp(m *bus.Incoming, s *session, text string) error {
-	s.forgetTurn()
-	if err := s.keep(m); err != nil {
+func (t *thinker) giveUp(tn *turn, text string) error {
+	tn.s.forgetTurn()
+	if err := tn.s.keep(tn.m, tn.over()...); err != nil {
 		return err
 	}
-	return sayText(m, text)
+	return sayText(tn.m, text)
 }
 
 // budgetMeter takes calls off the message's budget, the dearest that one can get before it is made.

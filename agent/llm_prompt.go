@@ -28,6 +28,9 @@ func (t *thinker) system(m *bus.Incoming) string {
 		fmt.Fprintf(&b, " %s", t.spec.Description)
 	}
 	fmt.Fprintf(&b, "\nThe message that you answer comes from %q. Answer in plain words; what you answer is sent to them.\n", m.Envelope().SourceAgent)
+	if m.Attempt() > 1 {
+		fmt.Fprintf(&b, "This is attempt %d at it: an earlier one was interrupted, and may have done some of it.\n", m.Attempt())
+	}
 	b.WriteString("Agents that you can reach with sessions_send:\n")
 	b.WriteString(t.listAgents())
 	for _, name := range workspaceFiles {

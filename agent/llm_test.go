@@ -52,12 +52,17 @@ func last(p Prompt) ToolResult {
 	return m.Results[0]
 }
 
+// toolset is a Toolset that does not change.
+type toolset []Tool
+
+func (s toolset) Tools() []Tool { return s }
+
 // thinking is a mesh with jerry, who thinks with w, and bobby, who answers by a function.
-func thinking(t *testing.T, w *wise, spec Spec, bobby bus.HandlerFunc) *mesh {
+func thinking(t *testing.T, w *wise, spec Spec, bobby bus.HandlerFunc, tools ...Tool) *mesh {
 	t.Helper()
 	spec.ID = "jerry"
 	spec.Models = []ModelSpec{{Provider: "p", ID: "m", API: "test", MaxTokens: 500, Price: Price{In: 3, Out: 15}}}
-	h, err := NewLLM(Vendors{"test": func(ModelSpec) (Model, error) { return w, nil }})(spec, Deps{
+	h, err := NewLLM(Vendors{"test": func(ModelSpec) (Model, error) { return w, nil }}, func(Spec, Deps) (Toolset, error) { return toolset(tools), nil })(spec, Deps{
 		Directory: directory{{ID: "bobby", Name: "Bobby", Gateway: "gw", Status: bus.StatusActive, Capabilities: []string{"infra.check"}}},
 		Logger:    nil,
 	})

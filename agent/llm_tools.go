@@ -12,75 +12,39 @@ import (
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
-// A tool is something that a model can have done. run's text is for the model, also when it failed; its error is
-// for the bus, and ends the handling.
-type tool struct {
-	def ToolDef
-	run func(ctx context.Context, m *bus.Incoming, args json.RawMessage) (text string, failed bool, err error)
-}
-
-func definitions(tools []tool) []ToolDef {
-	defs := make([]ToolDef, 0, len(tools))
-	for _, t := range tools {
-		defs = append(defs, t.def)
+// tools are those that the agent may use now.
+func (t *thinker) tools() toolbox {
+	sets := [][]Tool{t.meshTools()}
+	for _, s := range t.sets {
+		sets = append(sets, s.Tools())
 	}
-	return defs
+	return pick(t.spec.Tools, sets...)
 }
 
-// tools are those of the mesh, by OpenClaw's names.
-func (t *thinker) tools() []tool {
-	return []tool{
-		{ToolDef{"sessions_send", "Sends a message to another agent and waits for its answer. The agent may be on any gateway.", json.RawMessage(`{
+// meshTools are those of the mesh, by OpenClaw's names.
+func (t *thinker) meshTools() []Tool {
+	return []Tool{
+		{ToolDef: ToolDef{"sessions_send", "Sends a message to another agent and waits for its answer. The agent may be on any gateway.", json.RawMessage(`{
 			"type": "object", "required": ["sessionKey", "message"], "properties": {
 				"sessionKey": {"type": "string", "description": "The agent: its id, agent@gateway, or agent:<id>:main"},
 				"message": {"type": "string", "description": "What to ask or tell it"},
 				"capability": {"type": "string", "description": "What of its capabilities is meant, if it has several"},
-				"timeoutSeconds": {"type": "number", "description": "How long to wait for the answer, 60 if left out"}}}`)}, t.send},
-		{ToolDef{"agents_list", "Lists the agents of the mesh, with what they can be asked for.", json.RawMessage(`{
-			"type": "object", "properties": {"capability": {"type": "string", "description": "Only those that have it"}}}`)}, t.agents},
+				"timeoutSeconds": {"type": "number", "description": "How long to wait for the answer, 60 if left out"}}}`)}, Effect: EffectMesh, Timeout: -1, Run: t.send},
+		{ToolDef: ToolDef{"agents_list", "Lists the agents of the mesh, with what they can be asked for.", json.RawMessage(`{
+			"type": "object", "properties": {"capability": {"type": "string", "description": "Only those that have it"}}}`)}, Run: t.agents},
 	}
-}
-
-// call runs the calls of one turn, one after another and in their order, so that each has the same step when the
-// message is handled again.
-func (t *thinker) call(ctx context.Context, m *bus.Incoming, tools []tool, calls []ToolCall) ([]ToolResult, error) {
-	const most = 8
-	results := make([]ToolResult, 0, len(calls))
-	for i, c := range calls {
-		r := ToolResult{CallID: c.ID, Failed: true, Text: fmt.Sprintf("there is no tool %q", c.Name)}
-		if i >= most {
-			r.Text = fmt.Sprintf("not called: at most %d calls at once", most)
-			results = append(results, r)
-			continue
-		}
-		for _, tl := range tools {
-			if tl.def.Name != c.Name {
-				continue
-			}
-			if err := m.Guard(); err != nil {
-				return nil, err
-			}
-			text, failed, err := tl.run(ctx, m, c.Arguments)
-			if err != nil {
-				return nil, err
-			}
-			r.Text, r.Failed = text, failed
-		}
-		results = append(results, r)
-	}
-	return results, nil
 }
 
 // agents is agents_list.
-func (t *thinker) agents(_ context.Context, _ *bus.Incoming, args json.RawMessage) (string, bool, error) {
+func (t *thinker) agents(_ context.Context, c *Call) (ToolOutput, error) {
 	var in struct {
 		Capability string `json:"capability"`
 	}
-	if err := json.Unmarshal(args, &in); err != nil {
-		return "wrong arguments: " + err.Error(), true, nil //nolint:nilerr // told to the model
+	if err := c.Decode(&in); err != nil {
+		return Failed("%v", err), nil
 	}
 	list := t.deps.Directory.Agents(in.Capability)
-	return string(mustJSON(map[string]any{"requester": t.spec.ID, "agents": list[:min(len(list), maxListed)]})), false, nil
+	return ToolOutput{Text: string(mustJSON(map[string]any{"requester": t.spec.ID, "agents": list[:min(len(list), maxListed)]}))}, nil
 }
 
 // sent is what sessions_send tells the model: the four facts, each for itself.
@@ -102,23 +66,24 @@ const (
 )
 
 // send is sessions_send.
-func (t *thinker) send(ctx context.Context, m *bus.Incoming, args json.RawMessage) (string, bool, error) {
+func (t *thinker) send(ctx context.Context, c *Call) (ToolOutput, error) {
+	m := c.Message
 	var in struct {
 		SessionKey string  `json:"sessionKey"`
 		Message    string  `json:"message"`
 		Capability string  `json:"capability"`
 		Timeout    float64 `json:"timeoutSeconds"`
 	}
-	if err := json.Unmarshal(args, &in); err != nil {
-		return "wrong arguments: " + err.Error(), true, nil
+	if err := c.Decode(&in); err != nil {
+		return Failed("%v", err), nil
 	}
 	to, err := target(in.SessionKey)
 	if err != nil || in.Message == "" {
-		return "wrong arguments: sessionKey names an agent (bobby, bobby@bobby-gateway), message is what to say", true, nil
+		return Failed("wrong arguments: sessionKey names an agent (bobby, bobby@bobby-gateway), message is what to say"), nil
 	}
 	e := &m.Envelope().Envelope
 	if e.Terminal {
-		return "not sent: the message at hand is an answer, and must not cause questions", true, nil
+		return Failed("not sent: the message at hand is an answer, and must not cause questions"), nil
 	}
 	wait := defaultSendWait
 	if in.Timeout > 0 {
@@ -133,17 +98,17 @@ func (t *thinker) send(ctx context.Context, m *bus.Incoming, args json.RawMessag
 		TTL:            max(time.Until(e.ExpiresAt()).Truncate(time.Second), time.Second),
 	})
 	if err == nil {
-		return string(mustJSON(sent{Status: "ok", MessageID: answer.InReplyTo, Accepted: true, Delivered: true, Acked: true, Replied: true,
-			From: answer.SourceAgent + "@" + answer.SourceGateway, Reply: Text(answer.Payload)})), false, nil
+		return ToolOutput{Text: string(mustJSON(sent{Status: "ok", MessageID: answer.InReplyTo, Accepted: true, Delivered: true, Acked: true, Replied: true,
+			From: answer.SourceAgent + "@" + answer.SourceGateway, Reply: Text(answer.Payload)}))}, nil
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		return "", true, cause
+		return ToolOutput{}, cause
 	}
 	out, known := unanswered(err)
 	if !known {
-		return "", true, fmt.Errorf("ask %s: %w", to.Agent, err)
+		return ToolOutput{}, fmt.Errorf("ask %s: %w", to.Agent, err)
 	}
-	return string(mustJSON(out)), true, nil
+	return ToolOutput{Text: string(mustJSON(out)), Failed: true}, nil
 }
 
 // unanswered is what is known of a question without an answer; false: the bus is to try again.

@@ -120,10 +120,17 @@ func stale(ctx context.Context, term *bus.Term, now time.Time) []bus.RoomEntry {
 			out = append(out, bus.RoomEntry{Name: e.Name})
 		}
 	}
+	turns, _ := term.List(ctx, TurnsPrefix)
+	for _, e := range turns {
+		var t turnRecord
+		if json.Unmarshal(e.Value, &t) == nil && now.Sub(t.At) > SessionRetention && len(out) < 2*maxPruned {
+			out = append(out, bus.RoomEntry{Name: e.Name})
+		}
+	}
 	costs, _ := term.List(ctx, CostsPrefix)
 	for _, e := range costs {
 		day, _, _ := strings.Cut(strings.TrimPrefix(e.Name, CostsPrefix), "/")
-		if at, err := time.Parse(time.DateOnly, day); err == nil && now.Sub(at) > CostRetention && len(out) < 2*maxPruned {
+		if at, err := time.Parse(time.DateOnly, day); err == nil && now.Sub(at) > CostRetention && len(out) < 3*maxPruned {
 			out = append(out, bus.RoomEntry{Name: e.Name})
 		}
 	}
@@ -154,12 +161,12 @@ func (s *session) costEntry() []bus.RoomEntry {
 }
 
 // keep writes transcript and costs with the ack.
-func (s *session) keep(m *bus.Incoming) error {
+func (s *session) keep(m *bus.Incoming, more ...bus.RoomEntry) error {
 	if s.foreign {
 		return nil
 	}
 	s.rec.Updated = time.Now().UTC()
-	s.rec.Messages = shortForStore(s.messages)
+	s.rec.Messages = shortForStore(s.messages, maxKeptResult)
 	for len(mustJSON(s.rec)) > maxTranscript {
 		next := nextTurn(s.rec.Messages)
 		if next == 0 {
@@ -175,7 +182,7 @@ func (s *session) keep(m *bus.Incoming) error {
 		s.rec.Forgotten += next
 	}
 	entries := append([]bus.RoomEntry{{Name: SessionsPrefix + s.name, Value: mustJSON(s.rec)}}, s.costEntry()...)
-	return m.Keep(append(entries, s.stale...)...)
+	return m.Keep(append(append(entries, s.stale...), more...)...)
 }
 
 // saveCost writes what an attempt cost that is not acked. It must not keep the attempt's own error from being told.
@@ -196,16 +203,21 @@ func (s *session) reset(m *bus.Incoming) error {
 }
 
 // shortForStore copies messages with long results shortened.
-func shortForStore(msgs []ChatMessage) []ChatMessage {
+func shortForStore(msgs []ChatMessage, most int) []ChatMessage {
 	out := append([]ChatMessage(nil), msgs...)
 	for i, m := range out {
-		if len(m.Results) == 0 {
-			continue
-		}
-		out[i].Results = append([]ToolResult(nil), m.Results...)
-		for j, r := range out[i].Results {
-			out[i].Results[j].Text = cutText(r.Text, maxKeptResult)
-		}
+		out[i].Results = shortResults(m.Results, most)
+	}
+	return out
+}
+
+func shortResults(results []ToolResult, most int) []ToolResult {
+	if len(results) == 0 {
+		return nil
+	}
+	out := append([]ToolResult(nil), results...)
+	for i, r := range out {
+		out[i].Text = cutText(r.Text, most)
 	}
 	return out
 }

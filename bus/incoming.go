@@ -563,6 +563,21 @@ func (m *Incoming) askDied(lent *envelope.Budget, out Outgoing, f Facts) error {
 	return &DeadLetterError{MessageID: out.ID, Agent: out.To.Agent, Class: f.Class, Reason: f.Reason}
 }
 
+// Asked is how many questions this attempt asked; what [Incoming.SkipAsks] skipped counts.
+func (m *Incoming) Asked() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asks
+}
+
+// SkipAsks says that the handler knows the answers to n questions of an earlier attempt and will not ask them again: the
+// next [Incoming.Ask] is the one after them. It is for handlers that go on where an earlier attempt ended.
+func (m *Incoming) SkipAsks(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.asks += n
+}
+
 // Leg is one question of an AskAll and what became of it.
 type Leg struct {
 	To     envelope.Address

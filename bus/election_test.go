@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -113,9 +114,12 @@ func TestSpread(t *testing.T) {
 func TestTransfer(t *testing.T) {
 	inBubble(t, func(b *bubble) {
 		one, two, three := b.gateway("one", nil), b.gateway("two", nil), b.gateway("three", nil)
+		var mu sync.Mutex // one term's beginning is ordered after the end of the one before by the store alone
 		var tokens []uint64
 		r := &resident{handle: nothing, reside: func(ctx context.Context, tm *bus.Term) error {
+			mu.Lock()
 			tokens = append(tokens, tm.Token())
+			mu.Unlock()
 			<-ctx.Done()
 			return nil
 		}}
@@ -141,9 +145,11 @@ func TestTransfer(t *testing.T) {
 		move("three", "three") // the last in line
 		move("", "one")
 		move("", "two")
+		mu.Lock()
 		if len(tokens) != 4 || tokens[0] >= tokens[1] || tokens[1] >= tokens[2] || tokens[2] >= tokens[3] {
 			b.Errorf("tokens %v", tokens)
 		}
+		mu.Unlock()
 		for _, c := range []struct{ duty, to, says string }{
 			{"bob", "four", "may not own"},
 			{"carol", "", "no gateway may own"},

@@ -242,7 +242,8 @@ type queueTerm struct {
 	changed chan struct{}
 }
 
-// taskWorker is one announcement of a gateway, as the queue's owner sees it.
+// taskWorker is one announcement of a gateway, as the queue's owner sees it. Who picked it reads Gateway and Worker
+// without the lock, so of an announcement that is written again only Slots is taken in.
 type taskWorker struct {
 	announcement
 	running int
@@ -318,7 +319,7 @@ func (t *queueTerm) see(pairs []Pair) {
 	slots := 0
 	for gw, a := range now {
 		if w := t.workers[gw]; w != nil {
-			w.announcement = a
+			w.Slots = a.Slots
 		} else {
 			t.workers[gw] = &taskWorker{announcement: a, gone: make(chan struct{})}
 		}

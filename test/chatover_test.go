@@ -367,6 +367,14 @@ func (m *chatMesh) place(inbox string, to int) {
 		return
 	}
 	from := m.mark()
+	if m.pin(inbox, to) {
+		m.await(from, inbox+" is moved", func(c chatConnected) bool { return c.inbox == inbox && c.node == to })
+	}
+}
+
+// pin has an operator move an account to a node, where it stays. It is false when it was there before anybody moved it.
+func (m *chatMesh) pin(inbox string, to int) bool {
+	m.t.Helper()
 	there := false
 	soonOr(m.t, "nobody moves "+inbox, func() bool {
 		var c bus.OwnerChange
@@ -377,9 +385,7 @@ func (m *chatMesh) place(inbox string, to int) {
 		}
 		return err == nil || there
 	})
-	if !there {
-		m.await(from, inbox+" is moved", func(c chatConnected) bool { return c.inbox == inbox && c.node == to })
-	}
+	return !there
 }
 
 // fail ends the owner of an account, waits until another one holds its connection, and brings everything back.

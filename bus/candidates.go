@@ -305,6 +305,12 @@ type transferAnswer struct {
 // its time, writes what came of it, and releases the lock with the name of who is to take it. Errors: [ErrNoOwner], [ErrUnknownAgent],
 // [ErrCannotOwn], the store's, or that the owner does not answer.
 func (b *Bus) Transfer(ctx context.Context, duty string, o TransferOptions) (OwnerChange, error) {
+	// Asked of the store: the picture here may be one of before this gateway was cut off, and say that it is done already.
+	pairs, err := b.store.List(ctx, ownersPrefix)
+	if err != nil {
+		return OwnerChange{}, fmt.Errorf("read owners: %w", err)
+	}
+	b.elector.see(pairs)
 	b.elector.mu.Lock()
 	was, owned := b.elector.owners[duty]
 	line := b.elector.lineLocked(duty)

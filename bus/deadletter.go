@@ -405,6 +405,9 @@ func (ib *inbox) revive(id string, raw []byte, order deadOrder) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := ib.unique.look([]string{d.Envelope.UniqueKey()}); err != nil {
+		return nil, err
+	}
 	del := d.Delivery
 	if err := del.Redrive(order.By, ib.b.cfg.Gateway, now, expires); err != nil {
 		return nil, err

@@ -255,3 +255,138 @@ func TestAwayFromTheLeader(t *testing.T) {
 		}
 	})
 }
+
+// A gateway that stops has given its accounts to the one that is there, which is the leader's. That one does not hand them back to who
+// is still ending its work.
+func TestNotBackToWhoStops(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		var leads, no atomic.Bool
+		leads.Store(true)
+		one := b.gateway("one", func(c *bus.Config) { c.Store = seated{c.Store, &leads} })
+		two := b.gateway("two", func(c *bus.Config) { c.Store = seated{c.Store, &no} })
+		var terms, working atomic.Int32
+		h := func(n *atomic.Int32) *resident {
+			return &resident{handle: nothing, reside: func(ctx context.Context, _ *bus.Term) error { n.Add(1); <-ctx.Done(); return nil }}
+		}
+		var other atomic.Int32
+		for g, n := range map[*gw]*atomic.Int32{one: &terms, two: &other} {
+			if err := g.Serve(bus.AgentSpec{ID: "account", Spread: true}, h(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.serve(two, bus.AgentSpec{ID: "slow"}, func(context.Context, *bus.Incoming) error {
+			working.Add(1)
+			<-time.After(4 * time.Second)
+			return nil
+		})
+		b.pass(40 * time.Second)
+		if o := one.OwnerOf("account"); o != "two" {
+			t.Fatalf("the account is at %q", o)
+		}
+		terms.Store(0)
+		b.send(one, "slow", "work", nil)
+		b.pass(time.Second)
+		if working.Load() != 1 {
+			t.Fatal("nothing is at work")
+		}
+		stopped := make(chan error, 1)
+		go func() { stopped <- two.Stop(b.Context()) }()
+		b.pass(2 * time.Second)
+		if o, n := one.OwnerOf("account"), terms.Load(); o != "one" || n != 1 {
+			b.Errorf("while two ends its work the account is at %q, in term %d", o, n)
+		}
+		if err := <-stopped; err != nil {
+			b.Error(err)
+		}
+		b.pass(30 * time.Second)
+		if o, n := one.OwnerOf("account"), terms.Load(); o != "one" || n != 1 {
+			b.Errorf("afterwards it is at %q, in term %d", o, n)
+		}
+		b.stop(one)
+	})
+}
+
+// blind is a store whose watches of the owners say nothing while it is shut.
+type blind struct {
+	bus.Store
+	shut *atomic.Bool
+	open chan struct{}
+}
+
+func (s blind) Watch(ctx context.Context, prefix string, after uint64) ([]bus.Pair, uint64, error) {
+	pairs, index, err := s.Store.Watch(ctx, prefix, after)
+	if strings.HasPrefix(prefix, "openclaw/owners") && s.shut.Load() {
+		select {
+		case <-s.open:
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
+	return pairs, index, err
+}
+
+// Who was cut off does not know yet that its duty is elsewhere. An operator who wants it back there is not told that it is there.
+func TestTransferAfterBeingCutOff(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		var shut atomic.Bool
+		open := make(chan struct{})
+		one := b.gateway("one", func(c *bus.Config) { c.Store = blind{c.Store, &shut, open} })
+		two := b.gateway("two", nil)
+		defer b.stop(one, two)
+		b.serve(one, bus.AgentSpec{ID: "bob"}, nothing)
+		b.serve(two, bus.AgentSpec{ID: "bob", Rank: 1}, nothing)
+		b.pass(10 * time.Second)
+		shut.Store(true)
+		if c, err := two.Transfer(b.Context(), "bob", bus.TransferOptions{To: "two", By: "op", Force: true}); err != nil || c.To != "two" {
+			b.Errorf("%+v %v", c, err)
+		}
+		if o := one.OwnerOf("bob"); o != "one" {
+			b.Errorf("one knows already: %q", o)
+		}
+		time.AfterFunc(time.Second, func() { shut.Store(false); close(open) })
+		c, err := one.Transfer(b.Context(), "bob", bus.TransferOptions{To: "one", By: "op"})
+		if err != nil || c.From != "two" || c.To != "one" || c.Token == 0 {
+			b.Errorf("%+v %v", c, err)
+		}
+		b.pass(time.Second)
+		if o := two.OwnerOf("bob"); o != "one" {
+			b.Errorf("it is at %q", o)
+		}
+	})
+}
+
+// A handler that waits for something does not hold up who stops; its message goes on at the next owner.
+func TestPauseEndsWithTheTerm(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		one, two := b.gateway("one", nil), b.gateway("two", nil)
+		var attempts []string
+		var mu sync.Mutex
+		handle := func(g string) bus.HandlerFunc {
+			return func(ctx context.Context, m *bus.Incoming) error {
+				mu.Lock()
+				attempts = append(attempts, fmt.Sprintf("%s %d", g, m.Attempt()))
+				mu.Unlock()
+				return m.Pause(ctx, 20*time.Second)
+			}
+		}
+		b.serve(one, bus.AgentSpec{ID: "bob"}, handle("one"))
+		b.serve(two, bus.AgentSpec{ID: "bob", Rank: 1}, handle("two"))
+		id := b.send(two, "bob", "hello", nil)
+		b.pass(5 * time.Second)
+		began := time.Now()
+		b.stop(one)
+		if d := time.Since(began); d > time.Second {
+			b.Errorf("the stop took %s", d)
+		}
+		b.pass(30 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if got := strings.Join(attempts, ", "); got != "one 1, two 2" {
+			b.Errorf("attempts: %s", got)
+		}
+		if f := two.facts(id); !f.Acked {
+			b.Errorf("%+v", f)
+		}
+		b.stop(two)
+	})
+}

@@ -60,8 +60,10 @@ type served struct {
 	freeSince time.Time
 	// notBefore is when it takes the inbox again that it handed on.
 	notBefore time.Time
-	// wanted: an operator wants it here. It is set for the take only: the picture of after it has no handoff any more.
+	// wanted: an operator wants it here; from: who handed it to this gateway. They are set for the take only: the picture of after it
+	// has no handoff any more.
 	wanted bool
+	from   string
 }
 
 // Owner is who drains an agent's inbox.
@@ -278,7 +280,10 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			}
 			continue
 		}
-		s.wanted = el.namedLocked(id, now) && el.handoffs[id].By != ""
+		s.wanted, s.from = false, ""
+		if el.namedLocked(id, now) {
+			s.wanted, s.from = el.handoffs[id].By != "", el.handoffs[id].From
+		}
 		free = append(free, s)
 	}
 	el.mu.Unlock()
@@ -321,7 +326,7 @@ func (el *elector) take(ctx context.Context, s served, session string) error {
 		return fmt.Errorf("lock %s: %w", s.spec.ID, err)
 	}
 	ib := el.b.newInbox(s.spec, s.handler, session, pairs[1].ModifyIndex)
-	ib.wanted = s.wanted
+	ib.wanted, ib.from = s.wanted, s.from
 	if ib.unclean = pairs[3].Key != ""; ib.unclean {
 		// A forged one makes this owner careful, and nothing else.
 		if _, err := el.claim(trust.KindTerm, s.spec.ID, &pairs[3]); err != nil {

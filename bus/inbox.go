@@ -107,8 +107,9 @@ type inbox struct {
 	resident  sync.WaitGroup
 	caughtUp  chan struct{}
 	gather    gathering
-	// wanted: an operator gave it to this gateway.
+	// wanted: an operator gave it to this gateway; from: the gateway that handed it on to this one, if one did.
 	wanted bool
+	from   string
 	// began is when the lock was surely this term's, on the monotonic clock.
 	began    time.Time
 	door     *door         // bounds concurrent handlers
@@ -208,11 +209,6 @@ func (ib *inbox) depose(cause error) {
 
 // run loads what the last owner left and then takes what comes.
 func (ib *inbox) run() error {
-	if ib.unique != nil {
-		if err := ib.unique.load(); err != nil {
-			return err
-		}
-	}
 	if ib.queue != nil {
 		if err := ib.queue.start(); err != nil {
 			return err
@@ -480,6 +476,21 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		ib.bury(le, s, string(raw), entryID(s.from, seq), envelope.ClassPoison, fmt.Errorf("entry %d is not readable: %w", seq, err))
 		return nil
 	}
+	type decoded struct {
+		env *envelope.Sealed
+		err error
+	}
+	envs := make([]decoded, len(e.Items))
+	var keys []string
+	for i, it := range e.Items {
+		d := &envs[i]
+		if d.env, d.err = envelope.Decode(it.Envelope); d.err == nil {
+			keys = append(keys, d.env.UniqueKey())
+		}
+	}
+	if err := ib.unique.look(keys); err != nil {
+		return err
+	}
 	le.open = len(e.Items)
 	s.mu.Lock()
 	le.count = max(e.Count, s.page.count)
@@ -492,7 +503,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	jobs := make([]*job, 0, len(e.Items))
 	for i, it := range e.Items {
-		env, err := envelope.Decode(it.Envelope)
+		env, err := envs[i].env, envs[i].err
 		if err != nil {
 			class := envelope.ClassPoison
 			if v := (*envelope.VersionError)(nil); errors.As(err, &v) {
@@ -730,6 +741,13 @@ func (ib *inbox) loadPending() error {
 	})
 	if ib.spec.OneOrder {
 		jobs = inOneOrder(jobs)
+	}
+	keys := make([]string, len(jobs))
+	for i, j := range jobs {
+		keys[i] = j.env.UniqueKey()
+	}
+	if err := ib.unique.look(keys); err != nil {
+		return err
 	}
 	for _, j := range jobs {
 		ib.claimUnique(j)

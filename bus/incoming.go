@@ -554,6 +554,22 @@ func (m *Incoming) awaitAnswer(ctx context.Context, lent *envelope.Budget, out O
 	}
 }
 
+// Pause waits for d. Like [Incoming.Ask] it ends at once with [ErrHandover] when the gateway stops or hands the inbox on, so that nobody
+// waits for who waits; a handler returns that as it is, and the message goes on at the next owner. It is no sign of life: the
+// lease runs on. Other errors: the cause of ctx's end.
+func (m *Incoming) Pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-m.j.ib.intake.Done():
+		return ErrHandover
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // askDied is the end of a question in the dead letters. What it was lent comes back when it died
 // before anybody could spend it.
 func (m *Incoming) askDied(lent *envelope.Budget, out Outgoing, f Facts) error {

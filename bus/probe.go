@@ -105,6 +105,9 @@ func (el *elector) awayLocked(ib *inbox, now time.Time) string {
 	mine := el.serves[ib.spec.ID]
 	rank := mine.spec.rank()
 	for _, c := range el.lineLocked(ib.spec.ID) {
+		if c.Gateway == ib.from && now.Sub(ib.began) < handoffFor {
+			continue // it may be stopping, and would not take it back
+		}
 		if c.Live && !c.Leads && c.Rank == rank && c.Gateway != el.b.cfg.Gateway {
 			return c.Gateway
 		}

@@ -6,13 +6,16 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
 
-// uniqueKeys is who has the unique keys of an inbox: an unfinished message, or a finished one for a while.
+// uniqueKeys is who has the unique keys of an inbox: an unfinished message, or a finished one for a while. What is not in
+// memory is asked of the store when a message with the key comes, and not read when a term begins: there may be a day's worth.
 type uniqueKeys struct {
 	ib *inbox
 
@@ -32,24 +35,48 @@ func newUniqueKeys(ib *inbox) *uniqueKeys {
 	return &uniqueKeys{ib: ib, holds: map[string]uniqueHold{}}
 }
 
-// load reads what the last owner left, before any message is looked at.
-func (q *uniqueKeys) load() error {
-	ib, b := q.ib, q.ib.b
-	pairs, err := b.store.List(ib.intake, uniquePrefix(ib.spec.ID))
-	if err != nil {
-		return fmt.Errorf("read unique keys of %s: %w", ib.spec.ID, err)
+// look reads what the store has of those unique keys that are not in memory ("" is none), before their messages are claimed. Only
+// this term writes them: what is absent now stays so until one of its own messages is finished, and that one is in memory then.
+func (q *uniqueKeys) look(keys []string) error {
+	if q == nil {
+		return nil
 	}
+	ib, b := q.ib, q.ib.b
+	places := map[string]string{} // key of the store: unique key
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, p := range pairs {
-		body, err := b.read(trust.KindRecord, p.Key, p.Value, "", ib.spec.ID)
-		if err != nil {
-			b.refuse(p.Key, p.Value, err, "", ib.spec.ID) // else a message would be taken for one that was done
-			continue
+	for _, k := range keys {
+		if _, ok := q.holds[k]; !ok && k != "" {
+			places[uniqueKey(ib.spec.ID, k)] = k
 		}
-		var h uniqueHold
-		if json.Unmarshal(body, &h) == nil {
-			q.holds[h.Key] = h
+	}
+	q.mu.Unlock()
+	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(places)), b.store.Limits().Ops) {
+		ops := make([]Op, len(chunk))
+		for i, place := range chunk {
+			ops[i] = Op{Verb: OpGet, Key: place}
+		}
+		pairs, err := b.store.Txn(ib.intake, ops)
+		if err != nil {
+			return fmt.Errorf("read unique keys of %s: %w", ib.spec.ID, err)
+		}
+		for _, p := range pairs {
+			if p.Key == "" {
+				continue
+			}
+			body, err := b.read(trust.KindRecord, p.Key, p.Value, "", ib.spec.ID)
+			if err != nil {
+				b.refuse(p.Key, p.Value, err, "", ib.spec.ID) // else a message would be taken for one that was done
+				continue
+			}
+			var h uniqueHold
+			if json.Unmarshal(body, &h) != nil || h.Key != places[p.Key] {
+				continue
+			}
+			q.mu.Lock()
+			if _, ok := q.holds[h.Key]; !ok {
+				q.holds[h.Key] = h
+			}
+			q.mu.Unlock()
 		}
 	}
 	return nil

@@ -299,7 +299,7 @@ func (a *account) posted(at time.Time) {
 // find settles a post of which an earlier attempt, here or elsewhere, left nothing but that it was about to make it.
 func (a *account) find(ctx context.Context, m *bus.Incoming, ch Channel, e bus.Effect, p Post) (ref string, made bool, err error) {
 	// As long as its owner may still begin it, what the vendor says is not final; nor while its bytes may be on their way.
-	if err := sleep(ctx, m.EffectSettledAfter(e)+flightTime); err != nil {
+	if err := m.Pause(ctx, m.EffectSettledAfter(e)+flightTime); err != nil {
 		return "", false, err
 	}
 	finder, ok := ch.(ChannelFinder)

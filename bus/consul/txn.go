@@ -69,7 +69,8 @@ func (s *Store) Txn(ctx context.Context, ops []bus.Op) ([]bus.Pair, error) {
 		return nil, err
 	}
 	defer c.end()
-	ok, resp, _, err := s.calls.Txn().Txn(send, c.query())
+	// Without a write it is a read like another one, and no entry of the log orders it.
+	ok, resp, _, err := s.calls.Txn().Txn(send, c.consistent())
 	if err != nil {
 		return nil, s.fail(c, err)
 	}

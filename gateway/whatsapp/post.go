@@ -46,7 +46,7 @@ var errNotAsked = errors.New("WhatsApp cannot be asked whether it has a message,
 // who sees it twice. Otherwise the outcome stays unknown.
 func (c *channel) Find(ctx context.Context, p gateway.Post) (gateway.Posted, bool, error) {
 	if !c.resend {
-		return gateway.Posted{}, false, errNotAsked
+		return gateway.Posted{}, false, gateway.Rejected(errNotAsked) // nor will it ever be
 	}
 	posted, err := c.Post(ctx, p)
 	return posted, err == nil, err

@@ -168,13 +168,13 @@ func (g *Gateway) postFetch(w http.ResponseWriter, r *http.Request) error {
 		ctx, end = context.WithCancel(r.Context())
 		end()
 	}
-	until := envelope.At(time.Now().Add(lease))
 	resp := MailResponse{Mail: []Mail{}}
-	for _, m := range box.fetch(ctx, most, lease) {
+	list, until := box.fetch(ctx, most, lease)
+	for _, m := range list {
 		e := m.Envelope()
 		resp.Mail = append(resp.Mail, Mail{
 			MessageID: e.MessageID, From: e.SourceAgent + "@" + e.SourceGateway, Capability: e.Capability, ConversationID: e.ConversationID,
-			Text: agent.Text(e.Payload), Payload: e.Payload, Attempt: m.Attempt(), SentAt: e.CreatedAt, ExpiresAt: envelope.At(e.ExpiresAt()), Until: until,
+			Text: agent.Text(e.Payload), Payload: e.Payload, Attempt: m.Attempt(), SentAt: e.CreatedAt, ExpiresAt: envelope.At(e.ExpiresAt()), Until: envelope.At(until),
 		})
 	}
 	return writeJSON(w, http.StatusOK, resp)
@@ -240,8 +240,10 @@ func (g *Gateway) postMail(w http.ResponseWriter, r *http.Request) error {
 		if bad != nil {
 			return bad
 		}
-		v.Until = envelope.At(time.Now().Add(lease))
-		err = box.prolong(v.MessageID, lease)
+		var until time.Time
+		if until, err = box.prolong(v.MessageID, lease); err == nil {
+			v.Until = envelope.At(until)
+		}
 	default:
 		return badRequest("verdict", "want ack, reply, nak, reject or working")
 	}

@@ -34,7 +34,8 @@ type mailbox struct {
 
 // mail is one message on its way through a mailbox.
 type mail struct {
-	m *bus.Incoming
+	m  *bus.Incoming
+	id string
 	// lease has the duration of each lease that is given or prolonged (capacity 1; the last one counts).
 	lease   chan time.Duration
 	verdict chan func(*bus.Incoming) error // capacity 1
@@ -46,62 +47,87 @@ func newMailbox() *mailbox {
 
 // Handle implements bus.Handler.
 func (b *mailbox) Handle(ctx context.Context, m *bus.Incoming) error {
-	x := &mail{m: m, lease: make(chan time.Duration, 1), verdict: make(chan func(*bus.Incoming) error, 1)}
-	id := m.Envelope().MessageID
+	return b.hold(ctx, m.Envelope().MessageID, m)
+}
+
+// hold keeps a message until there is a verdict on it, its lease is over or ctx ends. Which of them was first is decided under b.mu: who was told
+// that his verdict or his longer lease is taken is right.
+func (b *mailbox) hold(ctx context.Context, id string, m *bus.Incoming) error {
+	x := &mail{m: m, id: id, lease: make(chan time.Duration, 1), verdict: make(chan func(*bus.Incoming) error, 1)}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, x)
 	close(b.changed)
 	b.changed = make(chan struct{})
 	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.waiting = slices.DeleteFunc(b.waiting, func(y *mail) bool { return y == x })
-		if b.leased[id] == x {
-			delete(b.leased, id)
-		}
-	}()
 	var over <-chan time.Time // nobody has fetched it yet
 	lease := time.Duration(0)
 	t := time.NewTimer(0)
 	defer t.Stop()
 	<-t.C
 	for {
+		var end error
 		select {
 		case v := <-x.verdict:
 			return v(m)
 		case lease = <-x.lease:
 			t.Reset(lease)
 			over = t.C
+			continue
 		case <-over:
-			return bus.Retry(fmt.Errorf("fetched, and neither acked nor prolonged within %s", lease))
+			end = bus.Retry(fmt.Errorf("fetched, and neither acked nor prolonged within %s", lease))
 		case <-ctx.Done():
-			return ctx.Err()
+			end = ctx.Err()
+		}
+		v, ended := b.end(x, ctx.Err() != nil)
+		switch {
+		case v != nil:
+			return v(m)
+		case ended:
+			return end
 		}
 	}
 }
 
-// fetch leases up to n messages, and waits for the first one until ctx ends.
-func (b *mailbox) fetch(ctx context.Context, n int, lease time.Duration) []*bus.Incoming {
+// end takes a message out of the mailbox, unless there is a verdict on it already, or (if it may be) its lease was prolonged.
+func (b *mailbox) end(x *mail, anyway bool) (verdict func(*bus.Incoming) error, ended bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case v := <-x.verdict:
+		return v, true
+	default:
+	}
+	if len(x.lease) > 0 && !anyway {
+		return nil, false
+	}
+	b.waiting = slices.DeleteFunc(b.waiting, func(y *mail) bool { return y == x })
+	if b.leased[x.id] == x {
+		delete(b.leased, x.id)
+	}
+	return nil, true
+}
+
+// fetch leases up to n messages, and waits for the first one until ctx ends. The leases last until the returned time at least.
+func (b *mailbox) fetch(ctx context.Context, n int, lease time.Duration) ([]*bus.Incoming, time.Time) {
 	for {
 		b.mu.Lock()
-		took := min(n, len(b.waiting))
+		took, until := min(n, len(b.waiting)), time.Now().Add(lease)
 		list := make([]*bus.Incoming, took)
 		for i, x := range b.waiting[:took] {
 			list[i] = x.m
-			b.leased[x.m.Envelope().MessageID] = x
+			b.leased[x.id] = x
 			x.lease <- lease // empty: it was not leased yet
 		}
 		b.waiting = slices.Delete(b.waiting, 0, took)
 		changed := b.changed
 		b.mu.Unlock()
 		if took > 0 {
-			return list
+			return list, until
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil
+			return nil, until
 		}
 	}
 }
@@ -129,20 +155,21 @@ func (b *mailbox) settle(id string, verdict func(*bus.Incoming) error) error {
 	return nil
 }
 
-// prolong gives a leased message more time, from now on.
-func (b *mailbox) prolong(id string, lease time.Duration) error {
+// prolong gives a leased message more time, from now on, and returns until when at least.
+func (b *mailbox) prolong(id string, lease time.Duration) (time.Time, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	x := b.leased[id]
 	if x == nil {
-		return errNotLeased
+		return time.Time{}, errNotLeased
 	}
 	select {
 	case <-x.lease: // one that was not looked at yet
 	default:
 	}
+	until := time.Now().Add(lease)
 	x.lease <- lease
-	return nil
+	return until, nil
 }
 
 // Verdicts of who fetched a message.

@@ -41,6 +41,10 @@
 // of a deposed owner, and then nothing leaves, and nothing after it. A successor finds the state from before or from after a
 // message, never another; where it is after and the message did not leave, the receiver skips one key, as the protocol provides.
 //
+// One message is encrypted or decrypted at a time: the library reads a session, steps it on and writes it back, and an answer that is encrypted while
+// the next message is decrypted would go on from a step that the other one has taken. (What it encrypts again for a device that could not read it is not
+// covered.)
+//
 // Costs: one write for a message sent to a person or a group of up to some 55 devices (each further 55 one more), one for a message received, none for
 // pings. Linking and the first connection cost three (812 one-time keys lie in seven rows). A message received is decrypted
 // once: its plaintext is in the same write as the step of the ratchet, until it is taken in.

@@ -124,6 +124,8 @@ func (c *channel) sendOn(ctx context.Context, s *session, to types.JID, m *waE2E
 	}
 	// From here on the link asks before each byte that leaves, the message's own among them.
 	under := s.link.begin(check)
+	ctx, encrypted := s.link.creds.encrypting(ctx)
+	defer encrypted()
 	resp, err := s.client.SendMessage(ctx, to, m, whatsmeow.SendRequestExtra{ID: id, Timeout: c.timeout})
 	stayed, refused := s.link.end(under)
 	switch {

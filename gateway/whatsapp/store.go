@@ -34,6 +34,9 @@ type credentials struct {
 
 	vault gateway.Vault
 
+	// ratchet is held while one message is decrypted, and while one is encrypted: both read sessions, step them on and write them back. It is
+	// taken before step, and what is encrypted may wait for the server meanwhile (keys of new devices), which step must not.
+	ratchet sync.Mutex
 	// step is held while one message is decrypted, and while rows are written: a step of a ratchet and the plaintext that it
 	// gave are never in different writes.
 	step sync.Mutex

@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mau.fi/whatsmeow/store"
@@ -63,7 +64,46 @@ func (c *credentials) HasSession(_ context.Context, address string) (bool, error
 	return c.get(rowSession+address) != nil, nil
 }
 
-func (c *credentials) GetManySessions(_ context.Context, addresses []string) (map[string][]byte, error) {
+// encryption is one message that is made for its receivers' devices: the library reads all their sessions, steps them on and writes them back,
+// with nothing that keeps a message which comes meanwhile from stepping on what it has read.
+type encryption struct {
+	c    *credentials
+	mu   sync.Mutex
+	held bool
+}
+
+type encryptionKey struct{}
+
+// encrypting returns a context under which the sessions that are read are those that are written back. done ends it, and must be called.
+func (c *credentials) encrypting(ctx context.Context) (_ context.Context, done func()) {
+	e := &encryption{c: c}
+	return context.WithValue(ctx, encryptionKey{}, e), e.end
+}
+
+// begin and end are idempotent: a list of devices may be asked for in between, and is made anew.
+func (e *encryption) begin() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.held {
+		e.c.ratchet.Lock()
+		e.held = true
+	}
+}
+
+func (e *encryption) end() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.held {
+		e.c.ratchet.Unlock()
+		e.held = false
+	}
+}
+
+// GetManySessions and PutManySessions are the two ends of an encryption.
+func (c *credentials) GetManySessions(ctx context.Context, addresses []string) (map[string][]byte, error) {
+	if e, ok := ctx.Value(encryptionKey{}).(*encryption); ok {
+		e.begin()
+	}
 	out := make(map[string][]byte, len(addresses))
 	for _, a := range addresses {
 		out[a] = c.get(rowSession + a)
@@ -76,9 +116,12 @@ func (c *credentials) PutSession(_ context.Context, address string, session []by
 	return nil
 }
 
-func (c *credentials) PutManySessions(_ context.Context, sessions map[string][]byte) error {
+func (c *credentials) PutManySessions(ctx context.Context, sessions map[string][]byte) error {
 	for a, s := range sessions {
 		c.put(rowSession+a, s)
+	}
+	if e, ok := ctx.Value(encryptionKey{}).(*encryption); ok {
+		e.end()
 	}
 	return nil
 }
@@ -307,6 +350,8 @@ func (c *credentials) ClearBufferedEventPlaintext(_ context.Context, hash [32]by
 func (c *credentials) DeleteOldBufferedHashes(context.Context) error { return nil }
 
 func (c *credentials) DoDecryptionTxn(ctx context.Context, decrypt func(context.Context) error) error {
+	c.ratchet.Lock()
+	defer c.ratchet.Unlock()
 	c.step.Lock()
 	defer c.step.Unlock()
 	return decrypt(ctx)

@@ -30,9 +30,13 @@ type Channel interface {
 // ChannelFinder is a Channel that can ask its vendor whether a post was made: in its history, or by sending again under an id that
 // the vendor (or the receiver's client) takes once.
 type ChannelFinder interface {
-	// Find returns what became of p, and false when the vendor says that there is no such post. An error leaves it unknown.
+	// Find returns what became of p, and false when the vendor says that there is no such post. An error leaves it unknown; it is tried
+	// again, unless it is [ErrCannotFind] or one of [Rejected].
 	Find(ctx context.Context, p Post) (Posted, bool, error)
 }
+
+// ErrCannotFind: the vendor cannot be asked what became of a post, now or later.
+var ErrCannotFind = errors.New("the vendor cannot be asked")
 
 // ChannelPairer is a Channel whose account is linked by a person (a QR code).
 type ChannelPairer interface {

@@ -304,7 +304,7 @@ func (a *account) find(ctx context.Context, m *bus.Incoming, ch Channel, e bus.E
 	}
 	finder, ok := ch.(ChannelFinder)
 	if !ok {
-		return "", false, a.unknown(m, e.Name, errors.New("the vendor cannot be asked"))
+		return "", false, a.unknown(m, e.Name, ErrCannotFind)
 	}
 	p.Check = func() error { return m.Term().Verify(ctx) } // some vendors are asked by saying it again under the same id
 	fctx, cancel := context.WithTimeout(ctx, postTimeout)
@@ -313,7 +313,7 @@ func (a *account) find(ctx context.Context, m *bus.Incoming, ch Channel, e bus.E
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return "", false, context.Cause(ctx)
-	case err != nil && m.Attempt() < findTries && !IsRejected(err):
+	case err != nil && m.Attempt() < findTries && !IsRejected(err) && !errors.Is(err, ErrCannotFind):
 		a.failed(err)
 		return "", false, fmt.Errorf("ask the vendor what became of a post: %w", err)
 	case err != nil:

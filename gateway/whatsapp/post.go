@@ -40,13 +40,13 @@ func (c *channel) Post(ctx context.Context, p gateway.Post) (gateway.Posted, err
 }
 
 // errNotAsked is Find's answer unless the account's settings say otherwise.
-var errNotAsked = errors.New("WhatsApp cannot be asked whether it has a message, and the account's settings do not let it be sent again (resendSameId)")
+var errNotAsked = fmt.Errorf("%w: WhatsApp keeps no history, and the account's settings do not let the message be sent again (resendSameId)", gateway.ErrCannotFind)
 
 // Find implements [gateway.ChannelFinder]. Where the settings allow it the post is sent again, under the same id; see doc.go for
 // who sees it twice. Otherwise the outcome stays unknown.
 func (c *channel) Find(ctx context.Context, p gateway.Post) (gateway.Posted, bool, error) {
 	if !c.resend {
-		return gateway.Posted{}, false, gateway.Rejected(errNotAsked) // nor will it ever be
+		return gateway.Posted{}, false, errNotAsked
 	}
 	posted, err := c.Post(ctx, p)
 	return posted, err == nil, err

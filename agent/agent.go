@@ -3,6 +3,8 @@ package agent
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +24,44 @@ type Spec struct {
 	// Models (llm) are those that it may ask, the preferred one first.
 	Models []ModelSpec
 	// Tools (llm) are the policies that a tool must pass; none: all tools.
-	Tools  []ToolPolicy
+	Tools []ToolPolicy
+	// Exec (llm) is whether and how it may run programs.
+	Exec   ExecSpec
 	Runner Runner
+}
+
+// What [ExecSpec].Security may be: OpenClaw's words.
+const (
+	ExecDeny      = "deny"
+	ExecAllowlist = "allowlist"
+	ExecFull      = "full"
+)
+
+// What [ExecSpec].Sandbox may be: OpenClaw's words.
+const (
+	SandboxOff     = "off"
+	SandboxNonMain = "non-main"
+	SandboxAll     = "all"
+)
+
+// What [ExecSpec].Access may be: OpenClaw's words.
+const (
+	AccessNone      = "none"
+	AccessRead      = "ro"
+	AccessReadWrite = "rw"
+)
+
+// ExecSpec is how an agent's programs run, as OpenClaw's tools.exec and sandbox.
+type ExecSpec struct {
+	// Security: deny (also ""), allowlist (those in SafeBins, by their bare names) or full.
+	Security string
+	SafeBins []string
+	// Timeout is the longest time that one may take; 0: 60 seconds.
+	Timeout time.Duration
+	// Sandbox: off (also ""), non-main (all sessions but agent:<id>:main) or all. Access is what a confined program may do with the workspace:
+	// none, ro or rw (also ""); Network is whether it may make TCP connections.
+	Sandbox, Access string
+	Network         bool
 }
 
 // DisplayName is the name for people.
@@ -32,6 +70,19 @@ func (s Spec) DisplayName() string {
 		return s.Name
 	}
 	return s.ID
+}
+
+// Dir is the workspace's directory, with a leading ~ resolved; "": none.
+func (s Spec) Dir() string {
+	rest, ok := strings.CutPrefix(s.Workspace, "~/")
+	if !ok {
+		return s.Workspace
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, rest)
 }
 
 // Runner says what answers. A field that its kind does not use is ignored.

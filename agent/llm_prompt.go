@@ -3,7 +3,6 @@ package agent
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/gatemesh/gatemesh/bus"
@@ -44,16 +43,9 @@ func (t *thinker) system(m *bus.Incoming) string {
 }
 
 func (t *thinker) workspaceFile(name string) string {
-	if t.spec.Workspace == "" {
+	dir := t.spec.Dir()
+	if dir == "" {
 		return ""
-	}
-	dir := t.spec.Workspace
-	if rest, ok := strings.CutPrefix(dir, "~/"); ok {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return ""
-		}
-		dir = filepath.Join(home, rest)
 	}
 	root, err := os.OpenRoot(dir) // a link must not lead out of the workspace
 	if err != nil {

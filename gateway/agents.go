@@ -52,7 +52,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	models, _ := cfg.modelsOf(a) // Validate has refused what cannot be resolved
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
-		Models: models,
+		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a),
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Options: r.Options,
@@ -169,7 +169,7 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 			continue // nothing of it is configured, and who has fetched something goes on
 		}
 		if slices.ContainsFunc(changed, func(k string) bool {
-			if strings.HasPrefix(k, "models.") {
+			if strings.HasPrefix(k, "models.") || strings.HasPrefix(k, "tools.") {
 				return a.Runner.Kind == runnerLLM
 			}
 			rest, ok := strings.CutPrefix(k, "agents."+a.ID+".")

@@ -37,7 +37,7 @@ type Config struct {
 	Models   ModelsConfig             `json:"models" cfg:"live" doc:"Model providers."`
 	Channels map[string]ChannelConfig `json:"channels" doc:"Chat channels by name: slack, discord, whatsapp, webchat. Of others the gateway says once that it does not know them."`
 	Cron     CronConfig               `json:"cron" doc:"Scheduler of jobs (gatemesh cron): one gateway of those that have it runs them."`
-	Tools    ToolsConfig              `json:"tools" cfg:"unused" doc:"Tools of every agent."`
+	Tools    ToolsConfig              `json:"tools" cfg:"live" doc:"Tools of every agent that thinks; agents.list[].tools narrows them."`
 	MCP      map[string]any           `json:"mcp" cfg:"unused" doc:"MCP servers."`
 	Update   map[string]any           `json:"update" cfg:"unused" doc:"OpenClaw's own updates."`
 	Logging  map[string]any           `json:"logging" cfg:"unused" doc:"OpenClaw's log; ours is mesh.log."`
@@ -182,9 +182,9 @@ type ControlUIConfig struct {
 }
 
 // TailscaleConfig is what stands in front. gatemesh does not run tailscale itself; it
-// only refuses what contradicts bind.
+// only says what does not fit bind.
 type TailscaleConfig struct {
-	Mode        string   `json:"mode" def:"off" enum:"off|serve|funnel" doc:"off, serve or funnel. serve and funnel need bind \"loopback\"."`
+	Mode        string   `json:"mode" def:"off" enum:"off|serve|funnel" doc:"off, serve or funnel: what hands requests to 127.0.0.1. With another bind the gateway can be reached around it, which is warned of."`
 	ResetOnExit bool     `json:"resetOnExit" cfg:"unused" doc:"OpenClaw: undo the Serve configuration on exit."`
 	_           struct{} `accept:"serviceName preserveFunnel"`
 }
@@ -201,7 +201,7 @@ type AgentsConfig struct {
 type AgentDefaults struct {
 	Workspace     string         `json:"workspace" doc:"Directory of agents that name none."`
 	Model         ModelConfig    `json:"model" cfg:"short=primary" doc:"Model of agents that name none: provider/model, or {primary, fallbacks}."`
-	Sandbox       SandboxConfig  `json:"sandbox" cfg:"unused" doc:"Sandbox of agents that name none."`
+	Sandbox       SandboxConfig  `json:"sandbox" doc:"Sandbox of agents that name none."`
 	Runner        RunnerConfig   `json:"runner" cfg:"short=kind" doc:"Runner of agents that name none."`
 	MaxConcurrent int            `json:"maxConcurrent" def:"16" min:"1" max:"10000" doc:"Messages of one agent in work at the same time."`
 	AckTimeout    time.Duration  `json:"ackTimeout" min:"1s" doc:"How long one attempt may take. Empty: mesh.ackTimeout."`
@@ -221,8 +221,8 @@ type AgentConfig struct {
 	MaxConcurrent int           `json:"maxConcurrent" cfg:"live" min:"1" max:"10000" doc:"Messages in work at the same time. Empty: agents.defaults.maxConcurrent (16)."`
 	AckTimeout    time.Duration `json:"ackTimeout" cfg:"live" min:"1s" doc:"How long one attempt may take. Empty: agents.defaults.ackTimeout, then mesh.ackTimeout."`
 	Model         ModelConfig   `json:"model" cfg:"live,short=primary" doc:"Model: provider/model, or {primary, fallbacks}. Empty: agents.defaults.model."`
-	Sandbox       SandboxConfig `json:"sandbox" cfg:"unused" doc:"Sandbox of its tools."`
-	Tools         ToolsConfig   `json:"tools" cfg:"unused" doc:"Tools it may use."`
+	Sandbox       SandboxConfig `json:"sandbox" cfg:"live" doc:"How what it runs is confined."`
+	Tools         ToolsConfig   `json:"tools" cfg:"live" doc:"Tools it may use, of those of tools. Its own profile and exec settings count instead of those there."`
 	Default       bool          `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
 	_             struct{}      `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
 

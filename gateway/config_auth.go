@@ -73,13 +73,16 @@ func (t TokenConfig) ends() (time.Time, error) {
 	return time.Parse(time.RFC3339, t.Expires)
 }
 
-// Warnings names what is allowed and not wise: to be reached by others without TLS, a token that can be
+// Warnings names what is allowed and not wise: to be reached by others without TLS or around Tailscale, a token that can be
 // guessed, one that has expired. Call Normalize first.
 func (c *Config) Warnings() []Warning {
 	v := &configValidator{cfg: c}
 	g := c.Gateway
 	if !g.TLS.Enabled && !c.loopback() {
 		v.errorf("gateway.bind", "%q without TLS: tokens and messages cross the network readable; set gateway.tls, or stay on loopback behind a proxy or Tailscale Serve that has it", g.Bind)
+	}
+	if mode := g.Tailscale.Mode; !c.loopback() && (mode == "serve" || mode == "funnel") {
+		v.errorf("gateway.tailscale.mode", "%q hands requests to 127.0.0.1, and with gateway.bind %q the gateway can be reached around it, with a token but without Tailscale: say bind \"loopback\", or tailscale.mode \"off\"", mode, g.Bind)
 	}
 	if !g.TLS.Enabled && (g.TLS.CertPath != "" || g.TLS.KeyPath != "") {
 		v.errorf("gateway.tls", "there is a certificate, but TLS is off: set gateway.tls.enabled")

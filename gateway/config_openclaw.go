@@ -1,28 +1,35 @@
 package gateway
 
-// Parts of OpenClaw's configuration that are read into types and kept, although this
-// version does not act on them: [Config.Unused] names those that a file sets.
+// Parts of OpenClaw's configuration. Of what this version does not act on [Config.Unused] names what a file sets.
 
-// SandboxConfig is how an agent's tools are confined.
+// SandboxConfig is how the programs that an agent runs (exec) are confined.
 type SandboxConfig struct {
-	Mode            string   `json:"mode" doc:"off, non-main or all."`
-	Scope           string   `json:"scope" doc:"session, agent or shared."`
-	WorkspaceAccess string   `json:"workspaceAccess" doc:"none, ro or rw."`
-	_               struct{} `accept:"*"`
+	Mode            string `json:"mode" enum:"|off|non-main|all" doc:"What an agent runs (exec) is confined: off, non-main (in all sessions but agent:<id>:main) or all. Confined by Landlock: it reads the system's programs and its workspace, writes its workspace, and makes no TCP connections (unless docker.network says so); where the kernel cannot do that, it is not run. Empty: off."`
+	Scope           string `json:"scope" cfg:"unused" doc:"OpenClaw: session, agent or shared container. Here each run is confined for itself."`
+	WorkspaceAccess string `json:"workspaceAccess" enum:"|none|ro|rw" doc:"What is confined may do with the workspace: none, ro or rw. Empty: rw."`
+	Docker          struct {
+		Network string   `json:"network" doc:"none: what is confined makes no TCP connections; any other value: it may. Empty: none."`
+		_       struct{} `accept:"*"`
+	} `json:"docker" doc:"OpenClaw's container. There is none here; its network setting counts."`
+	_ struct{} `accept:"*"`
 }
 
 // ToolsConfig is the tools of an agent.
 type ToolsConfig struct {
-	Profile string     `json:"profile" doc:"Named set of tools."`
-	Exec    ExecConfig `json:"exec" doc:"The exec tool."`
-	_       struct{}   `accept:"*"`
+	Profile   string     `json:"profile" enum:"|minimal|messaging|coding|full" doc:"Set of tools to begin with: minimal, messaging, coding or full. Empty: full."`
+	Allow     []string   `json:"allow" doc:"Tools instead of the profile's: names, names with *, and group:sessions, group:messaging, group:agents, group:runtime, group:mcp."`
+	AlsoAllow []string   `json:"alsoAllow" doc:"Tools beside the profile's."`
+	Deny      []string   `json:"deny" doc:"Tools that it has in no case."`
+	Exec      ExecConfig `json:"exec" doc:"The tool exec: programs on the agent's node."`
+	_         struct{}   `accept:"*"`
 }
 
 // ExecConfig is the exec tool.
 type ExecConfig struct {
-	Security string   `json:"security" doc:"deny, allowlist or full."`
-	SafeBins []string `json:"safeBins" doc:"Programs that need no approval."`
-	_        struct{} `accept:"*"`
+	Security   string   `json:"security" enum:"|deny|allowlist|full" doc:"deny, allowlist (the programs in safeBins) or full (any). Empty: deny; allowlist when there are safeBins."`
+	SafeBins   []string `json:"safeBins" doc:"Programs that may be run, by their names; they are looked for in the gateway's PATH. What one can start is not limited."`
+	TimeoutSec int      `json:"timeoutSec" min:"1" max:"3600" doc:"Seconds that a program may run. Empty: 60."`
+	_          struct{} `accept:"*"`
 }
 
 // CronConfig is the scheduler.

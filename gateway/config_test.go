@@ -78,13 +78,8 @@ func TestConfigPlan(t *testing.T) {
 		},
 		{
 			file: "plan-phase1.json5", agents: []string{"jerry", "bobby", "billy"},
-			// The plan's contradiction (bind lan and Tailscale Serve) is refused.
-			invalid: "plan-phase1.json5:105:13: gateway.tailscale.mode: \"serve\" contradicts gateway.bind \"lan\": " +
-				"Tailscale hands requests to 127.0.0.1, and a gateway that also listens beyond loopback can be reached around it; " +
-				"say bind \"loopback\", or tailscale.mode \"off\"",
 			unused: []string{
-				"agents.defaults.sandbox", "agents.list[0].sandbox",
-				"agents.list[1].tools", "gateway.tailscale.resetOnExit", "cron.sessionRetention",
+				"agents.defaults.sandbox.scope", "gateway.tailscale.resetOnExit", "cron.sessionRetention",
 			},
 		},
 		{file: "plan-macbook.json5", agents: []string{"dev"}},
@@ -183,7 +178,7 @@ func TestConfigMesh(t *testing.T) {
 	}
 	bobby, jerry, echo := cfg.Agents.List[0], cfg.Agents.List[1], cfg.Agents.List[2]
 	got = configWords(bobby.MaxConcurrent, bobby.AckTimeout, bobby.Sandbox, bobby.Runner.Timeout, jerry.AckTimeout, jerry.Runner.To, echo.Runner.Kind, echo.Runner.Timeout, echo.Gateways)
-	if want := "4 1m0s {all agent  {}} 0s 5m0s bobby relay 30s [bobby-gateway]"; got != want {
+	if want := "4 1m0s {all agent  { {}} {}} 0s 5m0s bobby relay 30s [bobby-gateway]"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	here := cfg.AgentsHere()

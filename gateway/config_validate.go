@@ -118,7 +118,7 @@ func cfgItemPath(v reflect.Value, path string) string {
 	return path
 }
 
-// bind refuses to stand open, and what contradicts itself.
+// bind refuses to stand open.
 func (v *configValidator) bind() {
 	g := v.cfg.Gateway
 	if g.Mode == "remote" {
@@ -142,9 +142,6 @@ func (v *configValidator) bind() {
 		v.errorf("gateway.auth.mode", "token, but there is none: set gateway.auth.tokens (gatemesh token create), gateway.auth.token or the environment variable GATEMESH_TOKEN")
 	} else if !loopback && g.Auth.Mode != "token" {
 		v.errorf("gateway.bind", "%q is open to other machines and needs a token: set gateway.auth.tokens (gatemesh token create), gateway.auth.token or the environment variable GATEMESH_TOKEN%s", g.Bind, cfgAuthHint(g.Auth))
-	}
-	if mode := g.Tailscale.Mode; !loopback && (mode == "serve" || mode == "funnel") {
-		v.errorf("gateway.tailscale.mode", "%q contradicts gateway.bind %q: Tailscale hands requests to 127.0.0.1, and a gateway that also listens beyond loopback can be reached around it; say bind \"loopback\", or tailscale.mode \"off\"", mode, g.Bind)
 	}
 }
 

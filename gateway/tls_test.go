@@ -170,6 +170,8 @@ func TestConfigWarnings(t *testing.T) {
 		"another name": {`{ gateway: { bind: "127.0.0.2" } }`, ""},
 		"open": {`{ gateway: { bind: "lan", auth: { token: "` + strong + `" } } }`,
 			`c.json5:1:20: gateway.bind: "lan" without TLS: tokens and messages cross the network readable; set gateway.tls, or stay on loopback behind a proxy or Tailscale Serve that has it`},
+		"around Tailscale": {`{ gateway: { bind: "lan", auth: { token: "` + strong + `" }, tls: { enabled: true, certPath: "a", keyPath: "b" }, tailscale: { mode: "serve" } } }`,
+			`c.json5:1:152: gateway.tailscale.mode: "serve" hands requests to 127.0.0.1, and with gateway.bind "lan" the gateway can be reached around it, with a token but without Tailscale: say bind "loopback", or tailscale.mode "off"`},
 		"open with TLS": {`{ gateway: { bind: "lan", auth: { token: "` + strong + `" }, tls: { enabled: true, certPath: "a", keyPath: "b" } } }`, ""},
 		"off":           {`{ gateway: { tls: { certPath: "a", keyPath: "b" } } }`, `c.json5:1:19: gateway.tls: there is a certificate, but TLS is off: set gateway.tls.enabled`},
 		"tokens for nobody": {`{ gateway: { auth: { mode: "none", tokens: [{ name: "ci", role: "read", sha256: "` + strong + strong + `" }] } } }`,

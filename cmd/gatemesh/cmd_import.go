@@ -23,6 +23,7 @@ type importReport struct {
 	Bindings  int               `json:"bindings"`
 	Variables []string          `json:"variables"` // that the file names and that are not set here
 	Ignored   []importRemark    `json:"ignored"`
+	Warnings  []importRemark    `json:"warnings"`
 }
 
 type importRemark struct {
@@ -64,7 +65,7 @@ Status 0: a gateway starts with it. 2: it does not, and why.`,
 }
 
 func (a *app) importOpenClaw(file string) (*importReport, error) {
-	r := &importReport{File: file, Problems: []importRemark{}, Agents: []importedAgent{}, Channels: []importedChannel{}, Variables: []string{}, Ignored: []importRemark{}}
+	r := &importReport{File: file, Problems: []importRemark{}, Agents: []importedAgent{}, Channels: []importedChannel{}, Variables: []string{}, Ignored: []importRemark{}, Warnings: []importRemark{}}
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, failf(exitUsage, "no file at %s", file)
@@ -107,6 +108,9 @@ func (a *app) importOpenClaw(file string) (*importReport, error) {
 	for _, w := range cfg.Unused() {
 		r.Ignored = append(r.Ignored, importRemark{w.Path, w.Line, ignoredBecause(w.Path)})
 	}
+	for _, w := range cfg.Warnings() {
+		r.Warnings = append(r.Warnings, importRemark{w.Path, w.Line, w.Message})
+	}
 	for _, g := range cfg.Agents.List {
 		r.Agents = append(r.Agents, importedAgent{g.ID, g.Runner.Kind, g.Model.Primary, g.Gateways})
 	}
@@ -120,8 +124,7 @@ func (a *app) importOpenClaw(file string) (*importReport, error) {
 // ignoredBecause says why a key of OpenClaw's is left alone.
 func ignoredBecause(key string) string {
 	for _, x := range []struct{ part, why string }{
-		{"sandbox", "agents here run no commands, so there is nothing to confine"},
-		{"tools", "agents here have sessions_send and agents_list, and run no commands"},
+		{"sandbox.scope", "each run is confined for itself"},
 		{"mcp", "agents here use no MCP servers; the mesh is one (gatemesh mcp)"},
 		{"cron.sessionRetention", "the session of a job is kept as long as every other"},
 		{"tailscale", "the gateway listens where gateway.bind says; put Tailscale Serve before it"},
@@ -150,6 +153,9 @@ func (a *app) showImport(r *importReport) error {
 			for _, x := range r.Problems {
 				p.printf("  line %d  %s: %s\n", x.Line, x.Key, printable(x.Reason))
 			}
+		}
+		for _, x := range r.Warnings {
+			p.printf("  line %d  %s: %s\n", x.Line, x.Key, printable(x.Reason))
 		}
 		if len(r.Agents) > 0 {
 			t := newTable("AGENT", "RUNNER", "MODEL", "RUNS AT")

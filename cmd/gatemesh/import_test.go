@@ -21,10 +21,10 @@ func TestImportOpenClaw(t *testing.T) {
 		}
 	}
 
-	// The first phase's file contradicts itself about Tailscale; with that mended it is taken as it is.
+	// The first phase's file, with Tailscale Serve in front of a gateway that listens beyond loopback: taken as it is, which is warned of.
 	r = gatemesh(t, []string{"GATEMESH_TOKEN=the-token-of-this-test"}, "", "import", "openclaw", "--json", at("plan-phase1.json5"))
 	got = parse[importReport](t, r.out)
-	if r.code != exitUsage || got.OK || len(got.Problems) != 1 || got.Problems[0].Key != "gateway.tailscale.mode" || got.Problems[0].Line == 0 {
+	if r.code != exitOK || !got.OK || len(got.Agents) != 3 || len(got.Problems) != 0 || !slices.ContainsFunc(got.Warnings, func(w importRemark) bool { return w.Key == "gateway.tailscale.mode" && w.Line > 0 }) {
 		t.Errorf("status %d: %+v", r.code, got)
 	}
 	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), `{
@@ -55,7 +55,7 @@ func TestImportOpenClaw(t *testing.T) {
 	for _, x := range got.Ignored {
 		ignored[x.Key] = x.Reason
 	}
-	if !strings.Contains(ignored["cron.sessionRetention"], "session of a job") || len(ignored) != 2 {
+	if !strings.Contains(ignored["cron.sessionRetention"], "session of a job") || len(ignored) != 1 {
 		t.Errorf("%+v", ignored)
 	}
 	text := must(t, []string{"SLACK_BOT_TOKEN=xoxb-canary"}, "import", "openclaw", file)

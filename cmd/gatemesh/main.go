@@ -5,9 +5,14 @@ import (
 	"runtime/debug"
 
 	"github.com/google/uuid"
+
+	exectool "github.com/gatemesh/gatemesh/agent/command"
 )
 
 func main() {
+	if exectool.Confined() {
+		os.Exit(126)
+	}
 	tune()
 	os.Exit(run(os.Args[1:], newApp()))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/agent/anthropic"
+	exectool "github.com/gatemesh/gatemesh/agent/command"
 	"github.com/gatemesh/gatemesh/agent/infra"
 	"github.com/gatemesh/gatemesh/agent/openai"
 	"github.com/gatemesh/gatemesh/bus"
@@ -32,7 +33,7 @@ func runners(consul gateway.ConsulConfig) agent.Runners {
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },
 		agent.APIAnthropic: func(s agent.ModelSpec) (agent.Model, error) { return anthropic.New(s, client) },
-	})
+	}, exectool.Tools)
 	return r
 }
 

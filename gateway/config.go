@@ -38,7 +38,7 @@ type Config struct {
 	Channels map[string]ChannelConfig `json:"channels" doc:"Chat channels by name: slack, discord, whatsapp, webchat. Of others the gateway says once that it does not know them."`
 	Cron     CronConfig               `json:"cron" doc:"Scheduler of jobs (gatemesh cron): one gateway of those that have it runs them."`
 	Tools    ToolsConfig              `json:"tools" cfg:"live" doc:"Tools of every agent that thinks; agents.list[].tools narrows them."`
-	MCP      map[string]any           `json:"mcp" cfg:"unused" doc:"MCP servers."`
+	MCP      MCPConfig                `json:"mcp" doc:"MCP servers whose tools agents that think have."`
 	Update   map[string]any           `json:"update" cfg:"unused" doc:"OpenClaw's own updates."`
 	Logging  map[string]any           `json:"logging" cfg:"unused" doc:"OpenClaw's log; ours is mesh.log."`
 	Env      map[string]any           `json:"env" doc:"Values for ${VAR} when the process environment has none: {NAME: text} or {vars: {NAME: text}}. Never printed."`

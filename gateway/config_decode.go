@@ -204,7 +204,7 @@ func (d *configDecoder) field(m jsonMember, f *cfgField, v reflect.Value, path s
 		path = cfgJoin(path, f.short)
 		d.value(n, v.Field(cfgSchema(f.typ).byKey[f.short].index), path, "", unused)
 		return
-	case n.kind == jsonObject && f.secret:
+	case n.kind == jsonObject && f.secret && f.typ.Kind() != reflect.Map:
 		d.secretRef(n, v, path, unused)
 		return
 	}

@@ -32,6 +32,26 @@ type ExecConfig struct {
 	_          struct{} `accept:"*"`
 }
 
+// MCPConfig is the MCP servers that this gateway is a client of.
+type MCPConfig struct {
+	Servers map[string]MCPServerConfig `json:"servers" doc:"Servers by name. A tool is called <name>__<tool>; tools.deny and allow know it so, and all of them as group:mcp."`
+	_       struct{}                   `accept:"*"`
+}
+
+// MCPServerConfig is one MCP server: a program or an endpoint.
+type MCPServerConfig struct {
+	Command    string         `json:"command" doc:"Program that is started; its standard input and output are the connection."`
+	Args       []string       `json:"args" doc:"Its arguments."`
+	Env        map[string]any `json:"env" cfg:"secret" doc:"Its environment, beside PATH, HOME and the locale: of the gateway's own it gets nothing else."`
+	Cwd        string         `json:"cwd" doc:"Its directory. Empty: the gateway's."`
+	URL        string         `json:"url" doc:"Endpoint, http or https."`
+	Transport  string         `json:"transport" doc:"streamable-http, or sse (the protocol of before). Empty: streamable-http."`
+	Headers    map[string]any `json:"headers" cfg:"secret" doc:"Headers of each request to the endpoint."`
+	TimeoutSec int            `json:"timeoutSec" doc:"Seconds that one call may take, 1 to 3600. Empty: 60."`
+	Disabled   bool           `json:"disabled" doc:"Whether it is left out."`
+	_          struct{}       `accept:"*"`
+}
+
 // CronConfig is the scheduler.
 type CronConfig struct {
 	Enabled           bool     `json:"enabled" def:"false" doc:"Whether this gateway may have the scheduler."`

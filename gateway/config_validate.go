@@ -31,6 +31,7 @@ func (c *Config) Validate() error {
 	v.queues()
 	v.channels()
 	v.models()
+	v.mcp()
 	if len(v.problems) == 0 {
 		return nil
 	}

@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/agent/anthropic"
 	exectool "github.com/gatemesh/gatemesh/agent/command"
 	"github.com/gatemesh/gatemesh/agent/infra"
+	"github.com/gatemesh/gatemesh/agent/mcptools"
 	"github.com/gatemesh/gatemesh/agent/openai"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/gateway"
@@ -26,15 +29,39 @@ const (
 
 // runners are all kinds that this binary knows: the agent package's own, and those that
 // need something outside.
-func runners(consul gateway.ConsulConfig) agent.Runners {
+func runners(consul gateway.ConsulConfig, tools ...agent.ToolSource) agent.Runners {
 	r := agent.Builtin()
 	r["checks"] = func(spec agent.Spec, _ agent.Deps) (bus.Handler, error) { return newChecks(spec, consul) }
 	client := modelClient()
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },
 		agent.APIAnthropic: func(s agent.ModelSpec) (agent.Model, error) { return anthropic.New(s, client) },
-	}, exectool.Tools)
+	}, append([]agent.ToolSource{exectool.Tools}, tools...)...)
 	return r
+}
+
+// mcpServers are the servers whose tools the agents of a configuration have.
+func mcpServers(cfg *gateway.Config, log hclog.Logger) *mcptools.Servers {
+	var list []mcptools.Server
+	for name, s := range cfg.MCP.Servers {
+		if s.Disabled {
+			continue
+		}
+		list = append(list, mcptools.Server{
+			Name: name, Command: s.Command, Args: s.Args, Env: texts(s.Env), Dir: s.Cwd, URL: s.URL, SSE: s.Transport == "sse", Headers: texts(s.Headers),
+			Timeout: time.Duration(s.TimeoutSec) * time.Second,
+		})
+	}
+	return mcptools.New(list, buildVersion().Version, log)
+}
+
+// texts are values as an environment has them: OpenClaw's may be numbers and booleans.
+func texts(values map[string]any) map[string]string {
+	m := make(map[string]string, len(values))
+	for name, v := range values {
+		m[name] = fmt.Sprint(v)
+	}
+	return m
 }
 
 // modelClient is what all models are asked through. It follows no redirect: keys travel in headers that

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -94,6 +95,9 @@ type Runner struct {
 	// Timeout (relay) is how long to wait for an answer; 0: until shortly before the
 	// question's TTL or the ack timeout. For checks it bounds one check, for llm one call of a model; 0: its own default.
 	Timeout time.Duration
+	// Alert (checks) is the agent that is told when a check finds something wrong after one that did not, and when all is well again: once each.
+	// Empty: nobody.
+	Alert string
 	// Checks (checks) are the parts to look at: consul, nomad, node. Empty: all.
 	Checks []string
 	// Nomad (checks) says how to reach it; empty fields: the environment.
@@ -116,6 +120,8 @@ type Deps struct {
 	// Gateway is the one that runs the agent.
 	Gateway   string
 	Directory Directory
+	// NoteCheck writes what an agent's check found beside its registry entry ([bus.Bus.NoteCheck]). It may be nil.
+	NoteCheck func(ctx context.Context, agent string, n bus.CheckNote) error
 	// Logger may be nil.
 	Logger hclog.Logger
 }

@@ -175,7 +175,7 @@ func TestChecks(t *testing.T) {
 			return Finding{Text: "x", Report: func() {}}, nil
 		}
 		return Finding{}, fmt.Errorf("%w: %q", ErrNotOffered, capability)
-	})
+	}, Spec{ID: "bobby"}, Deps{})
 	m := newMesh(t, bus.RetryPolicy{Initial: time.Millisecond, Max: time.Millisecond}, map[string]bus.Handler{"bobby": h})
 	ask := func(capability string) bus.Track {
 		return m.ask(bus.Outgoing{To: to("bobby"), Capability: capability, Payload: []byte(`"go"`)})

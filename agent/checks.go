@@ -28,8 +28,9 @@ var ErrNotOffered = errors.New("capability not offered")
 // again (except [ErrNotOffered]).
 type CheckFunc func(ctx context.Context, capability string) (Finding, error)
 
-// Checks makes a handler that answers every message with a check.
-func Checks(check CheckFunc) bus.Handler {
+// Checks makes a handler that answers every message with a check, and watches what the checks find: see [Runner].Alert.
+func Checks(check CheckFunc, spec Spec, deps Deps) bus.Handler {
+	w := &watcher{spec: spec, deps: deps}
 	return bus.HandlerFunc(func(ctx context.Context, m *bus.Incoming) error {
 		f, err := check(ctx, m.Envelope().Capability)
 		switch {
@@ -40,6 +41,9 @@ func Checks(check CheckFunc) bus.Handler {
 		case ctx.Err() != nil:
 			// The check was cut short: what it found says nothing.
 			return ctx.Err()
+		}
+		if err := w.observe(ctx, m, f); err != nil {
+			return err
 		}
 		return replyFinding(m.Reply, f)
 	})

@@ -54,7 +54,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
 		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a),
 		Runner: agent.Runner{
-			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Checks: r.Checks,
+			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Alert: r.Alert, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Options: r.Options,
 		},
 	}
@@ -66,11 +66,17 @@ func (g *Gateway) runner(cfg *Config, a AgentConfig) (bus.Handler, time.Duration
 		return newMailbox(), longestAck, nil
 	}
 	h, err := g.deps.Runners.New(specOf(cfg, a), g.agentDeps(a.ID))
+	if err == nil && a.Alerts.Channel != "" {
+		h = newAlertPoster(a.Alerts, h)
+	}
 	return h, a.AckTimeout, err
 }
 
 func (g *Gateway) agentDeps(id string) agent.Deps {
-	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id)}
+	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id), NoteCheck: func(ctx context.Context, agent string, n bus.CheckNote) error {
+		_, err := g.bus.Load().NoteCheck(ctx, agent, n) // there is a message, so there is a bus
+		return err
+	}}
 }
 
 // Agents implements agent.Directory; empty until the store was reached.

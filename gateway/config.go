@@ -223,6 +223,7 @@ type AgentConfig struct {
 	Model         ModelConfig   `json:"model" cfg:"live,short=primary" doc:"Model: provider/model, or {primary, fallbacks}. Empty: agents.defaults.model."`
 	Sandbox       SandboxConfig `json:"sandbox" cfg:"live" doc:"How what it runs is confined."`
 	Tools         ToolsConfig   `json:"tools" cfg:"live" doc:"Tools it may use, of those of tools. Its own profile and exec settings count instead of those there."`
+	Alerts        AlertsConfig  `json:"alerts" cfg:"live" doc:"Where it posts what agents that watch tell it (infra.alert)."`
 	Default       bool          `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
 	_             struct{}      `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
 
@@ -234,10 +235,18 @@ type AgentConfig struct {
 type RunnerConfig struct {
 	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm|mailbox" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model, mailbox keeps messages until a program fetches them (POST /v1/agents/ID/mail, or MCP). An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
 	To      string         `json:"to" cfg:"id" doc:"relay: the agent that is asked."`
+	Alert   string         `json:"alert" cfg:"id" doc:"checks: the agent that is told (infra.alert) when a check finds something wrong after one that did not, and when all is well again: once each. Empty: nobody."`
 	Checks  []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
 	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take; llm: how long one call of a model may take. Empty: the runner's own default."`
 	Nomad   NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
 	Options map[string]any `json:"options" doc:"Anything else, handed to the runner as it is."`
+}
+
+// AlertsConfig is a place in a chat channel. An agent that has one does not think about alerts: they are posted there as they are.
+type AlertsConfig struct {
+	Channel string `json:"channel" doc:"Channel: slack, discord, whatsapp or webchat. Empty: alerts go to the agent's runner like everything else."`
+	Account string `json:"account" doc:"Account of the channel. Empty: default."`
+	To      string `json:"to" doc:"Whom or where, with its kind: channel:C0123456789, group:ID or dm:U0123456789, by the platform's id."`
 }
 
 // NomadConfig is how to reach Nomad.

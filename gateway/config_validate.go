@@ -291,6 +291,10 @@ func (v *configValidator) agents() {
 		if a.ID != "" && a.Runner.To == a.ID {
 			v.errorf(path+".runner.to", "an agent cannot relay to itself")
 		}
+		if a.ID != "" && a.Runner.Alert == a.ID {
+			v.errorf(path+".runner.alert", "an agent cannot tell itself")
+		}
+		v.alerts(path+".alerts", a.Alerts, a.Runner.Kind)
 		for j, check := range a.Runner.Checks {
 			if p := fmt.Sprintf("%s.runner.checks[%d]", path, j); !slices.Contains(cfgRunnerChecks, check) {
 				v.errorf(p, "%s is not one of %s%s", v.show(p, check), strings.Join(cfgRunnerChecks, ", "), cfgSuggest(check, cfgRunnerChecks))

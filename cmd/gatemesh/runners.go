@@ -31,7 +31,7 @@ const (
 // need something outside.
 func runners(consul gateway.ConsulConfig, tools ...agent.ToolSource) agent.Runners {
 	r := agent.Builtin()
-	r["checks"] = func(spec agent.Spec, _ agent.Deps) (bus.Handler, error) { return newChecks(spec, consul) }
+	r["checks"] = func(spec agent.Spec, deps agent.Deps) (bus.Handler, error) { return newChecks(spec, deps, consul) }
 	client := modelClient()
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },
@@ -71,7 +71,7 @@ func modelClient() *http.Client {
 }
 
 // newChecks makes the runner that looks at Consul, Nomad and the own node.
-func newChecks(spec agent.Spec, consul gateway.ConsulConfig) (bus.Handler, error) {
+func newChecks(spec agent.Spec, deps agent.Deps, consul gateway.ConsulConfig) (bus.Handler, error) {
 	looksAt := func(part string) bool {
 		return len(spec.Runner.Checks) == 0 || slices.Contains(spec.Runner.Checks, part)
 	}
@@ -102,7 +102,7 @@ func newChecks(spec agent.Spec, consul gateway.ConsulConfig) (bus.Handler, error
 			return agent.Finding{Text: r.Text(), Result: string(r.Status), Report: r}, nil
 		}
 		return agent.Finding{}, fmt.Errorf("%w: %q; this agent does %s and %s", agent.ErrNotOffered, capability, infraCheck, nodeReport)
-	}), nil
+	}, spec, deps), nil
 }
 
 // consulClient is how the check reaches Consul; nil leaves it all to the environment, and

@@ -1,0 +1,107 @@
+package test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/gateway/slack/slacktest"
+)
+
+// TestInfrastructureHeartbeat: Bobby looks at the infrastructure by schedule, and Jerry has what changed posted in Slack. A service of a real Consul fails, the gateway that owns
+// Bobby is killed with -9, the service is well again: one alert and one all-clear are posted, and what was found last is beside Bobby's registry entry.
+func TestInfrastructureHeartbeat(t *testing.T) {
+	binary := builtBinary(t)
+	c := cluster.ForTest(t, 3)
+	slack, err := slacktest.Start(slacktest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = slack.Close() })
+	start := func(name string, i int) *daemon {
+		port := freePort(t)
+		return startGateway(t, binary, name, port, fmt.Sprintf(`{
+			gateway: { port: %d },
+			cron: { enabled: true },
+			channels: { slack: %s },
+			agents: { list: [
+				{ id: "bobby", gateways: ["one", "two", "three"], runner: { kind: "checks", checks: ["consul"], alert: "jerry" } },
+				{ id: "jerry", gateways: ["three", "two", "one"], runner: "echo", alerts: { channel: "slack", to: "channel:%s" } },
+			] },
+			mesh: { gateway: %q, consul: { address: %q }, dataDir: %q, policy: { rules: [
+				{ from: "cron", to: "bobby" }, { from: "bobby", to: "jerry", capability: "infra.alert" }, { from: "jerry", to: "channel-slack-default", capability: "channel.post" },
+			] } },
+		}`, port, slack.Settings(), slacktest.General, name, c.Addr(i), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(2))
+	}
+	nodes := map[string]*daemon{"one": start("one", 0), "two": start("two", 1), "three": start("three", 2)}
+	witness := nodes["three"]
+	consul, err := consulapi.NewClient(&consulapi.Config{Address: c.Addr(2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	note := func(key string) string {
+		p, _, err := consul.KV().Get("openclaw/agents/bobby/"+key, nil)
+		if err != nil || p == nil {
+			return ""
+		}
+		return string(p.Value)
+	}
+	posts := func() (list []string) {
+		for _, p := range slack.Posts() {
+			first, _, _ := strings.Cut(p.Text, "\n")
+			list = append(list, p.Channel+" "+first)
+		}
+		return list
+	}
+	owner := func(duty string) string {
+		_, v := witness.call(http.MethodGet, "/v1/owners", nil)
+		list, _ := v["owners"].([]any)
+		for _, x := range list {
+			if o := x.(map[string]any); o["duty"] == duty {
+				return fmt.Sprint(o["owner"])
+			}
+		}
+		return ""
+	}
+	witness.until("the gateways' own services are well", func() bool {
+		bad, _, err := consul.Health().State("critical", nil)
+		return err == nil && len(bad) == 0 && owner("bobby") == "one" && owner("channel-slack-default") != ""
+	})
+	witness.until("taking the job", func() bool {
+		status, _ := witness.call(http.MethodPost, "/v1/cron", map[string]any{"name": "Bobby heartbeat", "every": "1s", "agent": "bobby", "message": "Run infrastructure heartbeat check"})
+		return status == http.StatusOK
+	})
+	witness.until("a check found all well", func() bool { return note("last_check_result") == "all-healthy" })
+
+	// A service fails.
+	if err := consul.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{Name: "web", Check: &consulapi.AgentServiceCheck{TTL: "1h", Status: "critical"}}); err != nil {
+		t.Fatal(err)
+	}
+	witness.until("the alert is posted", func() bool { return len(posts()) > 0 })
+	_ = nodes["one"].cmd.Process.Signal(syscall.SIGKILL)
+	<-nodes["one"].done
+	witness.until("another one has Bobby", func() bool { o := owner("bobby"); return o != "" && o != "one" })
+	since := note("last_check")
+	witness.until("it goes on to look", func() bool { return note("last_check") > since })
+	if result := note("last_check_result"); !strings.HasPrefix(result, "alert: ") || !strings.Contains(note("last_alert"), "unhealthy services") {
+		t.Errorf("%q %q", result, note("last_alert"))
+	}
+	// It is well again, and so is the gateway that died.
+	start("one", 0)
+	if err := consul.Agent().ServiceDeregister("web"); err != nil {
+		t.Fatal(err)
+	}
+	witness.until("the all-clear is posted", func() bool { return len(posts()) > 1 })
+	since = time.Now().UTC().Add(2 * time.Second).Format(time.RFC3339)
+	witness.until("it goes on to look after it", func() bool { return note("last_check") > since })
+	got := posts()
+	if len(got) != 2 || !strings.Contains(got[0], slacktest.General+" bobby: alert: ") || !strings.Contains(got[1], slacktest.General+" bobby: all clear again") {
+		t.Errorf("posted: %q", got)
+	}
+}

@@ -32,6 +32,7 @@ func (t *thinker) system(m *bus.Incoming) string {
 	}
 	b.WriteString("Agents that you can reach with sessions_send:\n")
 	b.WriteString(t.listAgents())
+	b.WriteString(t.listSkills())
 	for _, name := range workspaceFiles {
 		text := t.workspaceFile(name)
 		if text == "" || b.Len()+len(text) > maxSystem {

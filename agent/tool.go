@@ -106,9 +106,9 @@ var ToolGroups = map[string][]string{
 
 // toolProfiles are OpenClaw's profiles, as far as their tools are here.
 var toolProfiles = map[string][]string{
-	"minimal":   {"agents_list"},
-	"messaging": {"group:messaging", "sessions_list", "sessions_history"},
-	"coding":    {"group:runtime", "group:sessions", "agents_list"},
+	"minimal":   {"agents_list", "skills_read"},
+	"messaging": {"group:messaging", "sessions_list", "sessions_history", "skills_read"},
+	"coding":    {"group:runtime", "group:sessions", "agents_list", "skills_read"},
 	"full":      {"*"},
 }
 

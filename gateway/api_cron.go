@@ -124,6 +124,7 @@ func (g *Gateway) postCron(w http.ResponseWriter, r *http.Request) error {
 	if j.Session == "" {
 		j.Session = cronIsolated
 	}
+	j.Skill = "" // the skills' own
 	j.Enabled, j.Created = true, time.Now().UTC().Truncate(time.Millisecond)
 	switch {
 	case !isMessageID(j.ID):

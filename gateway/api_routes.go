@@ -56,6 +56,7 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/sessions", roleRead, 0, g.getSessions),
 		at("GET /v1/sessions/{agent}/{conversation}", roleRead, 0, g.getSession),
 		at("GET /v1/costs", roleRead, 0, g.getCosts),
+		at("GET /v1/skills", roleRead, 0, g.getSkills),
 		at("GET /v1/cron", roleRead, 0, g.getCron),
 		at("GET /v1/cron/{job}/runs", roleRead, 0, g.getCronRuns),
 		at("GET /v1/events", roleRead, 0, g.getEvents),

@@ -61,6 +61,9 @@ func (g *Gateway) connect(ctx context.Context) error {
 	var b *bus.Bus
 	cfg.Observe = func(ev bus.Event) {
 		g.observe(b, ev)
+		if ev.Event == bus.EventOwned {
+			g.lookAtSkills()
+		}
 		if ev.Event == bus.EventStoreDown || ev.Event == bus.EventStoreUp {
 			select {
 			case g.service <- struct{}{}:
@@ -99,6 +102,7 @@ func (g *Gateway) connect(ctx context.Context) error {
 		}
 	})
 	g.run(g.keepService)
+	g.run(func() { g.keepSkillJobs(g.life, b) })
 	g.run(g.watchReach)
 	g.run(g.chats.follow)
 	return nil

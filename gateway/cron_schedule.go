@@ -27,7 +27,9 @@ type CronJob struct {
 	Session string `json:"session"`
 	Enabled bool   `json:"enabled"`
 	// Timeout is how long the agent may take; empty: 10m.
-	Timeout string    `json:"timeout,omitempty"`
+	Timeout string `json:"timeout,omitempty"`
+	// Skill is the agent's skill whose schedule it is; whoever changes it changes the skill's file.
+	Skill   string    `json:"skill,omitempty"`
 	Created time.Time `json:"created_at"`
 }
 

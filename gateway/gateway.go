@@ -65,7 +65,8 @@ type Gateway struct {
 	agents          map[string]*liveAgent // by id: those that run here, and those that do a queue's work here
 	accounts        map[string]*account   // of channels, by inbox
 	router          atomic.Pointer[Router]
-	cron            *scheduler // nil: none here
+	cron            *scheduler    // nil: none here
+	skillsChanged   chan struct{} // capacity 1: a wake-up
 	chats           *chats
 	sockets         *sockets
 	metrics         *metrics
@@ -182,6 +183,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 	if err := g.newAccounts(cfg); err != nil {
 		return nil, err
 	}
+	g.skillsChanged = make(chan struct{}, 1)
 	if cfg.Cron.Enabled {
 		g.cron = newScheduler(g)
 	}

@@ -3,6 +3,9 @@ package test
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +27,17 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = slack.Close() })
+	// The skill that ships, looking every second instead of every five minutes.
+	workspace := t.TempDir()
+	if out, err := exec.Command(binary, "skills", "init", "--workspace", workspace).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	skill := filepath.Join(workspace, "skills", "infrastructure-heartbeat", "SKILL.md")
+	text, err := os.ReadFile(skill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	often := strings.Replace(string(text), `"*/5 * * * *"`, `"@every 1s"`, 1)
 	start := func(name string, i int) *daemon {
 		port := freePort(t)
 		return startGateway(t, binary, name, port, fmt.Sprintf(`{
@@ -31,13 +45,13 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 			cron: { enabled: true },
 			channels: { slack: %s },
 			agents: { list: [
-				{ id: "bobby", gateways: ["one", "two", "three"], runner: { kind: "checks", checks: ["consul"], alert: "jerry" } },
+				{ id: "bobby", workspace: %q, gateways: ["one", "two", "three"], runner: { kind: "checks", checks: ["consul"], alert: "jerry" } },
 				{ id: "jerry", gateways: ["three", "two", "one"], runner: "echo", alerts: { channel: "slack", to: "channel:%s" } },
 			] },
 			mesh: { gateway: %q, consul: { address: %q }, dataDir: %q, policy: { rules: [
 				{ from: "cron", to: "bobby" }, { from: "bobby", to: "jerry", capability: "infra.alert" }, { from: "jerry", to: "channel-slack-default", capability: "channel.post" },
 			] } },
-		}`, port, slack.Settings(), slacktest.General, name, c.Addr(i), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(2))
+		}`, port, slack.Settings(), workspace, slacktest.General, name, c.Addr(i), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(2))
 	}
 	nodes := map[string]*daemon{"one": start("one", 0), "two": start("two", 1), "three": start("three", 2)}
 	witness := nodes["three"]
@@ -73,10 +87,15 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 		bad, _, err := consul.Health().State("critical", nil)
 		return err == nil && len(bad) == 0 && owner("bobby") == "one" && owner("channel-slack-default") != ""
 	})
-	witness.until("taking the job", func() bool {
-		status, _ := witness.call(http.MethodPost, "/v1/cron", map[string]any{"name": "Bobby heartbeat", "every": "1s", "agent": "bobby", "message": "Run infrastructure heartbeat check"})
-		return status == http.StatusOK
-	})
+	jobs := func() string {
+		_, v := witness.call(http.MethodGet, "/v1/cron", nil)
+		return fmt.Sprint(v["jobs"])
+	}
+	witness.until("the skill's schedule is a job", func() bool { return strings.Contains(jobs(), "cron:*/5 * * * *") })
+	if err := os.WriteFile(skill, []byte(often), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	witness.until("the changed schedule is the job", func() bool { return strings.Contains(jobs(), "every:1s") && !strings.Contains(jobs(), "*/5") })
 	witness.until("a check found all well", func() bool { return note("last_check_result") == "all-healthy" })
 
 	// A service fails.
@@ -101,6 +120,10 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 	since = time.Now().UTC().Add(2 * time.Second).Format(time.RFC3339)
 	witness.until("it goes on to look after it", func() bool { return note("last_check") > since })
 	got := posts()
+	if err := os.RemoveAll(filepath.Dir(skill)); err != nil {
+		t.Fatal(err)
+	}
+	witness.until("without the skill there is no job", func() bool { return jobs() == "[]" })
 	if len(got) != 2 || !strings.Contains(got[0], slacktest.General+" bobby: alert: ") || !strings.Contains(got[1], slacktest.General+" bobby: all clear again") {
 		t.Errorf("posted: %q", got)
 	}

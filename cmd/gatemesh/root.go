@@ -90,7 +90,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: "mesh", Title: "Ask and look (against a running gateway):"},
 		&cobra.Group{ID: "node", Title: "Run a node:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
-	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.taskCommand(), a.ownerCommand(), a.channelsCommand(), a.cronCommand(), a.routeCommand(), a.sessionsCommand(), a.costCommand(), a.deadLetterCommand(), a.agentsCommand(), a.gatewaysCommand(),
+	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.taskCommand(), a.ownerCommand(), a.channelsCommand(), a.cronCommand(), a.skillsCommand(), a.routeCommand(), a.sessionsCommand(), a.costCommand(), a.deadLetterCommand(), a.agentsCommand(), a.gatewaysCommand(),
 		a.inboxCommand(), a.stateCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
 	a.add(root, "node", a.gatewayCommand(), a.configCommand(), a.importCommand(), a.tokenCommand(), a.policyCommand(), a.trustCommand(), a.mcpCommand(), a.keysCommand(), a.auditCommand(), a.aclCommand())
 	a.add(root, "try", a.demoCommand(), a.benchCommand())

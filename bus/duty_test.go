@@ -3,12 +3,15 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gatemesh/gatemesh/bus"
+	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -58,6 +61,62 @@ func TestResidentTerm(t *testing.T) {
 		b.pass(time.Second)
 		if len(got) != 1 || got[0] != "hello" {
 			t.Errorf("handled %v", got)
+		}
+	})
+}
+
+// What resides in an eager inbox begins with the term, while what waits is still being read; what it sends once that has been read comes behind.
+func TestEagerResident(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		zero, one := b.gateway("zero", nil), b.gateway("one", nil)
+		b.serve(zero, bus.AgentSpec{ID: "channel-x"}, nothing) // so that it is known
+		b.stop(zero)
+		for i := range 3 {
+			b.send(one, "channel-x", fmt.Sprintf("before %d", i), func(o *bus.Outgoing) { o.ConversationID = "c" })
+		}
+		slow := b.gateway("two", nil)
+		defer b.stop(one, slow)
+		slow.store.Before(func(call string, _ []bus.Op) error {
+			if call == bustest.CallList { // of pending records, and of each lane's ledger
+				<-time.After(time.Second)
+			}
+			return nil
+		})
+		var mu sync.Mutex
+		var got []string
+		began := time.Now()
+		var resides, caught time.Duration
+		r := &resident{
+			handle: func(_ context.Context, m *bus.Incoming) error {
+				mu.Lock()
+				defer mu.Unlock()
+				got = append(got, m.Envelope().Text())
+				return nil
+			},
+			reside: func(ctx context.Context, tm *bus.Term) error {
+				resides = time.Since(began)
+				if err := tm.CaughtUp(ctx); err != nil {
+					t.Error(err)
+				}
+				caught = time.Since(began)
+				if _, err := tm.Send(ctx, bus.Outgoing{To: envelope.Address{Agent: "channel-x"}, Payload: envelope.TextPayload("after"), ConversationID: "c"}); err != nil {
+					t.Error(err)
+				}
+				<-ctx.Done()
+				return nil
+			},
+		}
+		if err := slow.Serve(bus.AgentSpec{ID: "channel-x", OneOrder: true, Eager: true}, r); err != nil {
+			t.Fatal(err)
+		}
+		b.pass(10 * time.Second)
+		if caught-resides < 2*time.Second { // one after the other
+			t.Errorf("it began after %s and was caught up after %s", resides, caught)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if fmt.Sprint(got) != "[before 0 before 1 before 2 after]" {
+			t.Errorf("handled %q", got)
 		}
 	})
 }

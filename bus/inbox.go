@@ -43,6 +43,8 @@ type AgentSpec struct {
 	// messages are: one whose key an unfinished message has, or a finished one for its time, is acked without being
 	// handled, and its reply says {"duplicate_of": id}. A message that ended as unknown keeps its key too.
 	Unique bool
+	// Eager: a [Resident] begins with the term, beside the reading of what waits; see [Term.CaughtUp].
+	Eager bool
 }
 
 // A Handler does an agent's work.
@@ -209,6 +211,9 @@ func (ib *inbox) depose(cause error) {
 
 // run loads what the last owner left and then takes what comes.
 func (ib *inbox) run() error {
+	if ib.spec.Eager {
+		ib.moveIn()
+	}
 	if ib.queue != nil {
 		if err := ib.queue.start(); err != nil {
 			return err
@@ -217,7 +222,9 @@ func (ib *inbox) run() error {
 	if err := ib.loadPending(); err != nil {
 		return err
 	}
-	ib.moveIn()
+	if !ib.spec.Eager {
+		ib.moveIn()
+	}
 	first := true
 	return ib.b.watch(ib.intake, inboxPrefix(ib.spec.ID), func(pairs []Pair) error {
 		var lanes []string

@@ -142,7 +142,12 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 	}
 	s.seen, s.order = map[string]envelope.State{}, nil
 	for _, p := range old {
-		var lp receiptHead
+		var lp struct { // of each receipt what is remembered: there may be two thousand pages
+			Receipts []struct {
+				IDs   []string       `json:"ids"`
+				State envelope.State `json:"state"`
+			} `json:"receipts"`
+		}
 		n, ok := parsePadded(p.Key[len(prefix):])
 		body, err := b.read(trust.KindReceipts, p.Key, p.Value, "", s.agent)
 		if err != nil {
@@ -153,7 +158,14 @@ func (s *source) reload(ctx context.Context, b *Bus) error {
 			b.log.Warn("ledger page is not readable; ignored", "key", p.Key)
 			continue
 		}
-		s.page.ledger = append(s.page.ledger, ledgerPage{n, s.rememberRawLocked(lp.Receipts)})
+		messages := 0
+		for _, r := range lp.Receipts {
+			for _, id := range r.IDs {
+				s.rememberLocked(id, r.State)
+			}
+			messages += len(r.IDs)
+		}
+		s.page.ledger = append(s.page.ledger, ledgerPage{n, messages})
 		if n >= s.page.number {
 			s.page.number, s.page.last = n+1, 0
 		}

@@ -15,7 +15,7 @@ import (
 type Resident interface {
 	Handler
 	// Reside is called when a term begins, after the mail that waited then has been read and put in order (of a source
-	// with more than 2,048 waiting messages: those). ctx ends with the term: when it is lost, and in a handover when the
+	// with more than 2,048 waiting messages: those); of an [AgentSpec].Eager inbox at once. ctx ends with the term: when it is lost, and in a handover when the
 	// running handlers are done, before the lock is released; the bus waits up to 2 s for its return then. When it returns while
 	// the term goes on, it is called again after a pause of half a second, which doubles up to half a minute while it
 	// keeps returning. It is never called twice at the same time on one gateway; another one calls its own as soon as it has
@@ -63,7 +63,20 @@ func (ib *inbox) callReside(r Resident) (err error) {
 	return errors.New("it returned while the term goes on")
 }
 
-// moveIn starts the handler's own work when all that waits has been read.
+// CaughtUp waits until the mail that waited when the term began has been read and put in order: what is sent to the inbox after that comes behind it.
+// Errors: [ErrDeposed], the cause of ctx's end.
+func (t *Term) CaughtUp(ctx context.Context) error {
+	select {
+	case <-t.ib.caughtUp:
+		return nil
+	case <-t.ib.ctx.Done():
+		return ErrDeposed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// moveIn starts the handler's own work: when all that waits has been read, or at once.
 func (ib *inbox) moveIn() {
 	r, ok := ib.handler.(Resident)
 	if !ok {
@@ -72,11 +85,14 @@ func (ib *inbox) moveIn() {
 	ib.resident.Add(1)
 	go func() {
 		defer ib.resident.Done()
-		select {
-		case <-ib.caughtUp:
-			ib.reside(r)
-		case <-ib.residence.Done():
+		if !ib.spec.Eager {
+			select {
+			case <-ib.caughtUp:
+			case <-ib.residence.Done():
+				return
+			}
 		}
+		ib.reside(r)
 	}()
 }
 

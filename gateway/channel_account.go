@@ -179,7 +179,7 @@ func (g *Gateway) serveChannels(b *bus.Bus) error {
 	for _, a := range g.accounts {
 		spec := bus.AgentSpec{
 			ID: a.inbox, Name: a.cfg.Channel + " " + a.cfg.ID, Description: "Account of a chat channel.", Capabilities: []string{CapabilityPost},
-			Candidates: a.cfg.Gateways, Spread: len(a.cfg.Gateways) == 0, MaxConcurrent: 64, AckTimeout: longestAck, OneOrder: true, Unique: true,
+			Candidates: a.cfg.Gateways, Spread: len(a.cfg.Gateways) == 0, MaxConcurrent: 64, AckTimeout: longestAck, OneOrder: true, Unique: true, Eager: true,
 		}
 		if i := slices.Index(a.cfg.Gateways, g.name); i >= 0 {
 			spec.Rank = i
@@ -349,6 +349,9 @@ type ingress struct {
 func (in *ingress) Accept(ctx context.Context, e ChannelEvent) error {
 	out, err := in.a.outgoing(e)
 	if err != nil {
+		return err
+	}
+	if err := in.t.CaughtUp(ctx); err != nil { // what was said before is heard before
 		return err
 	}
 	if _, err := in.t.Send(ctx, out); err != nil {

@@ -140,10 +140,10 @@ func (g *Gateway) skillJobs(ctx context.Context, b *bus.Bus, say func(of, text s
 			var err error
 			if i >= 0 {
 				j.Enabled = jobs[i].Enabled
-				_, err = g.orderJob(ctx, b, cronOrder{What: "remove", Job: j, By: "skill"})
+				err = g.orderJob(ctx, b, cronOrder{What: "remove", Job: j, By: "skill"})
 			}
 			if err == nil {
-				_, err = g.orderJob(ctx, b, cronOrder{What: "add", Job: j, By: "skill"})
+				err = g.orderJob(ctx, b, cronOrder{What: "add", Job: j, By: "skill"})
 			}
 			if err != nil && ctx.Err() == nil {
 				say(spec.ID+" "+s.Name, err.Error())
@@ -151,7 +151,7 @@ func (g *Gateway) skillJobs(ctx context.Context, b *bus.Bus, say func(of, text s
 		}
 		for _, j := range jobs {
 			if j.Skill != "" && j.Agent == spec.ID && !wanted[j.ID] {
-				if _, err := g.orderJob(ctx, b, cronOrder{What: "remove", Job: j, By: "skill"}); err != nil && ctx.Err() == nil {
+				if err := g.orderJob(ctx, b, cronOrder{What: "remove", Job: j, By: "skill"}); err != nil && ctx.Err() == nil {
 					say(spec.ID+" "+j.Skill, err.Error())
 				}
 			}
@@ -179,21 +179,21 @@ func sameSkillJob(a, b CronJob) bool {
 }
 
 // orderJob has the scheduler carry out an order, wherever it is.
-func (g *Gateway) orderJob(ctx context.Context, b *bus.Bus, o cronOrder) (*CronJob, error) {
+func (g *Gateway) orderJob(ctx context.Context, b *bus.Bus, o cronOrder) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	s, err := b.AskAPI(ctx, bus.Outgoing{
 		ID: envelope.NewID(), From: CronInbox, To: envelope.Address{Agent: CronInbox}, Capability: capabilityCronOrder, Payload: mustJSON(o), TTL: time.Minute,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	tr, err := b.Await(ctx, s.MessageID, func(t bus.Track) bool { return t.Facts.Replied || t.Facts.Dead })
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case tr.Facts.Dead:
-		return nil, fmt.Errorf("the scheduler gave the order up: %s", tr.Facts.Reason)
+		return fmt.Errorf("the scheduler gave the order up: %s", tr.Facts.Reason)
 	}
 	var a cronAnswer
 	reply, err := b.Resolve(ctx, tr.Reply)
@@ -202,9 +202,9 @@ func (g *Gateway) orderJob(ctx context.Context, b *bus.Bus, o cronOrder) (*CronJ
 	}
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case a.Error != "":
-		return nil, fmt.Errorf("the scheduler: %s", a.Error)
+		return fmt.Errorf("the scheduler: %s", a.Error)
 	}
-	return a.Job, nil
+	return nil
 }

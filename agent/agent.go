@@ -102,6 +102,9 @@ type Runner struct {
 	Checks []string
 	// Nomad (checks) says how to reach it; empty fields: the environment.
 	Nomad Nomad
+	// URL (a2a) is where the remote agent is, Token what it knows this gateway by; Token is a secret. ResendSameID (a2a): it takes a message id once.
+	URL, Token   string
+	ResendSameID bool
 	// Options is whatever else the configuration has.
 	Options map[string]any
 }

@@ -90,7 +90,7 @@ var fences = []fence{
 		reason: "the fake of WhatsApp is for tests"},
 	{imports: "github.com/prometheus/client_golang", within: []string{"gateway", "cmd"},
 		reason: "metrics are fed by events, on one code path; packages below emit events"},
-	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra", "agent/openai", "agent/anthropic", "agent/modeltest", "agent/mcptools"},
+	{imports: "net/http", within: []string{"gateway", "cmd", "bus/consul", "agent/infra", "agent/openai", "agent/anthropic", "agent/modeltest", "agent/mcptools", "agent/a2a"},
 		reason: "bus, envelope and agent know no HTTP: they must run where there is none (tests with fake time)"},
 	{imports: "github.com/bwmarrin/discordgo", within: []string{"gateway/discord"},
 		reason: "the vendor's client library, which one child wraps"},

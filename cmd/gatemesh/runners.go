@@ -12,6 +12,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/gatemesh/gatemesh/agent"
+	"github.com/gatemesh/gatemesh/agent/a2a"
 	"github.com/gatemesh/gatemesh/agent/anthropic"
 	exectool "github.com/gatemesh/gatemesh/agent/command"
 	"github.com/gatemesh/gatemesh/agent/infra"
@@ -32,6 +33,7 @@ const (
 func runners(consul gateway.ConsulConfig, tools ...agent.ToolSource) agent.Runners {
 	r := agent.Builtin()
 	r["checks"] = func(spec agent.Spec, deps agent.Deps) (bus.Handler, error) { return newChecks(spec, deps, consul) }
+	r["a2a"] = a2a.New
 	client := modelClient()
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },

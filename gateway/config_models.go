@@ -27,6 +27,7 @@ type ProviderConfig struct {
 	BaseURL string             `json:"baseUrl" doc:"URL of its API: with its version (/v1) for openai-completions, without for anthropic-messages."`
 	APIKey  string             `json:"apiKey" cfg:"secret" doc:"Its key. Empty: the provider's variable (ANTHROPIC_API_KEY, OPENAI_API_KEY, ZAI_API_KEY, OPENROUTER_API_KEY, LITELLM_API_KEY); others are asked without."`
 	API     string             `json:"api" doc:"Its protocol: openai-completions or anthropic-messages. Empty: that of the known provider, else openai-completions."`
+	Shared  bool               `json:"shared" doc:"lmstudio: it runs on a machine that is always on. Without it, an agent of a mesh on Consul may not depend on it."`
 	Models  []ModelEntryConfig `json:"models" doc:"Its models. A provider that is not known anyway has no others."`
 	_       struct{}           `accept:"*"`
 }
@@ -191,6 +192,28 @@ func (v *configValidator) models() {
 			v.errorf(at, "%s", err.message)
 		case err == nil && len(specs) == 0 && a.Runner.Kind == runnerLLM:
 			v.errorf(path+".runner", "llm, but the agent has no model: set its model to provider/model")
+		case err == nil && a.Runner.Kind == runnerLLM:
+			v.laptopModels(path, specs)
+		}
+	}
+}
+
+// laptop is the provider that runs where somebody works, and is away when he is (plan, "Phase 4").
+const laptop = "lmstudio"
+
+// laptopModels refuses a mesh's agent that depends on a laptop: what the others rely on must not go away with it.
+func (v *configValidator) laptopModels(path string, specs []agent.ModelSpec) {
+	if v.cfg.Mesh.Store != "consul" || v.cfg.Models.Providers[laptop].Shared {
+		return
+	}
+	for _, s := range specs {
+		if s.Provider == laptop {
+			at := path + ".model"
+			if !v.cfg.source.explicit(at) && v.cfg.source.explicit("agents.defaults.model") {
+				at = "agents.defaults.model"
+			}
+			v.errorf(at, "%s runs on somebody's laptop (LM Studio), and an agent of the mesh must not go away with it: name another model, run the laptop's own gateway (gatemesh --profile NAME, or mesh.store \"local\"), or say models.providers.lmstudio.shared when that machine is always on", s.Name())
+			return
 		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 )
 
 const modelsDoc = `{
-	models: { providers: {
+	mesh: { store: "local" }, models: { providers: {
 		litellm: { baseUrl: "https://litellm.example/v1", apiKey: "k-litellm-1", models: [
 			{ id: "llama", contextWindow: 32768, maxTokens: 4096, cost: { input: 0.5, output: 1.5 } }] },
 		anthropic: { models: [{ id: "claude-sonnet-4-5", cost: { input: 3, output: 3 } }] },

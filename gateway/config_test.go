@@ -82,7 +82,12 @@ func TestConfigPlan(t *testing.T) {
 				"agents.defaults.sandbox.scope", "gateway.tailscale.resetOnExit", "cron.sessionRetention",
 			},
 		},
-		{file: "plan-macbook.json5", agents: []string{"dev"}},
+		// A laptop's: under a profile it is valid (cmd/gatemesh), as a node of the mesh it is not.
+		{
+			file: "plan-macbook.json5", agents: []string{"dev"},
+			invalid: "plan-macbook.json5:25:18: agents.list[0].model: lmstudio/local-model runs on somebody's laptop (LM Studio), and an agent of the mesh must not go away with it: " +
+				"name another model, run the laptop's own gateway (gatemesh --profile NAME, or mesh.store \"local\"), or say models.providers.lmstudio.shared when that machine is always on",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.file, func(t *testing.T) {

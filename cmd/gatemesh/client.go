@@ -34,12 +34,21 @@ func (a *app) client() (*client, error) {
 	if addr == "" {
 		addr = a.getenv("GATEMESH_ADDR")
 	}
-	if addr == "" {
-		addr = defaultAddr
-	}
 	token := a.token
 	if token == "" {
 		token = a.getenv("GATEMESH_TOKEN", "OPENCLAW_GATEWAY_TOKEN")
+	}
+	if addr == "" {
+		at, own, err := a.profileClient()
+		if err != nil {
+			return nil, err
+		}
+		if addr = at; token == "" {
+			token = own
+		}
+	}
+	if addr == "" {
+		addr = defaultAddr
 	}
 	return newClient(addr, token, a.getenv("GATEMESH_CACERT"))
 }

@@ -18,6 +18,9 @@ func (a *app) configPath(flag string) string {
 	if flag != "" {
 		return flag
 	}
+	if name, err := a.profileOf(); name != "" && err == nil {
+		return filepath.Join(a.profileDir(name), "openclaw.json")
+	}
 	if p := a.getenv("GATEMESH_CONFIG", "OPENCLAW_CONFIG_PATH"); p != "" {
 		return p
 	}
@@ -32,12 +35,18 @@ const configFlagHelp = "configuration file (GATEMESH_CONFIG, OPENCLAW_CONFIG_PAT
 
 // loadConfig reads, completes and checks a configuration. set are KEY=VALUE overrides.
 func (a *app) loadConfig(path string, set []string) (*gateway.Config, []gateway.Warning, error) {
+	if _, err := a.profileOf(); err != nil {
+		return nil, nil, err
+	}
 	cfg, warnings, err := gateway.LoadConfig(path, a.env)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, failf(exitUsage, "no configuration at %s: write {} there for the defaults, or name another file with --config", path)
 	case err != nil:
 		return nil, warnings, &exitError{exitUsage, err}
+	}
+	if err := a.asProfile(cfg); err != nil {
+		return nil, warnings, err
 	}
 	for _, kv := range set {
 		key, value, ok := strings.Cut(kv, "=")

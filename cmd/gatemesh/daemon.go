@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +23,7 @@ const drainTime = 30 * time.Second
 func (a *app) gatewayCommand() *cobra.Command {
 	var file string
 	var set []string
+	var port int
 	c := &cobra.Command{
 		Use:   "gateway --config FILE",
 		Short: "Run this node's gateway",
@@ -36,12 +38,16 @@ The log goes to standard error (mesh.log.json: one JSON object a line).
 Exit status: 0 clean stop, 2 bad configuration, 1 anything else.`,
 		Args: cobra.NoArgs,
 		RunE: body(func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("port") {
+				set = append(set, "gateway.port="+strconv.Itoa(port))
+			}
 			d := &daemon{a: a, path: a.configPath(file), set: set}
 			return d.run(cmd.Context())
 		}),
 	}
 	c.Flags().StringVar(&file, "config", "", configFlagHelp)
 	c.Flags().StringArrayVar(&set, "set", nil, "override a key, as --set gateway.port=18790 (repeatable)")
+	c.Flags().IntVar(&port, "port", 0, "port to listen on, as --set gateway.port=18790")
 	_ = c.MarkFlagFilename("config", "json", "json5")
 	return c
 }

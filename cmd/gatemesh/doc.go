@@ -20,6 +20,8 @@
 //	GATEMESH_ADDR           the gateway to talk to (--addr), default http://127.0.0.1:18789
 //	GATEMESH_TOKEN          its token (--token), then OPENCLAW_GATEWAY_TOKEN
 //	GATEMESH_CACERT         PEM file with the CA of its certificate, when the system does not know it
+//	GATEMESH_PROFILE        the profile (--profile), then OPENCLAW_PROFILE: configuration and state in ~/.openclaw-NAME,
+//	                        an embedded store, a port of its own
 //	GATEMESH_CONFIG         the configuration file (--config), then OPENCLAW_CONFIG_PATH,
 //	                        then ~/.openclaw/openclaw.json
 //	GATEMESH_GATEWAY_KEY    a gateway's own key (PEM, or its seed in base64), instead of a file; a second one behind it is to

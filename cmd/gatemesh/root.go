@@ -25,6 +25,7 @@ type app struct {
 	env      func(string) (string, bool)
 
 	addr, token string
+	profile     string
 	asJSON      bool
 	timeout     time.Duration
 }
@@ -84,6 +85,7 @@ func (a *app) rootCommand() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.addr, "addr", "", "URL of the gateway to talk to (GATEMESH_ADDR; default "+defaultAddr+")")
 	flags.StringVar(&a.token, "token", "", "its token (better: GATEMESH_TOKEN, then OPENCLAW_GATEWAY_TOKEN)")
+	flags.StringVar(&a.profile, "profile", "", "a gateway of its own beside others: configuration and state in ~/.openclaw-NAME, an embedded store, a port of its own (GATEMESH_PROFILE, OPENCLAW_PROFILE)")
 	flags.BoolVar(&a.asJSON, "json", false, "print JSON (shapes: go doc ./cmd/gatemesh)")
 	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s; 60s for an answer)")
 

@@ -26,6 +26,8 @@ type Spec struct {
 	Models []ModelSpec
 	// Tools (llm) are the policies that a tool must pass; none: all tools.
 	Tools []ToolPolicy
+	// SessionsOf (llm) are other agents whose conversations it may read: names, * for any text.
+	SessionsOf []string
 	// Exec (llm) is whether and how it may run programs.
 	Exec   ExecSpec
 	Runner Runner
@@ -125,6 +127,8 @@ type Deps struct {
 	Directory Directory
 	// NoteCheck writes what an agent's check found beside its registry entry ([bus.Bus.NoteCheck]). It may be nil.
 	NoteCheck func(ctx context.Context, agent string, n bus.CheckNote) error
+	// Room reads the room of an agent's inbox ([bus.Bus.Room]). Nil: an agent cannot look at sessions.
+	Room func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error)
 	// Logger may be nil.
 	Logger hclog.Logger
 }

@@ -14,7 +14,7 @@ import (
 
 // tools are those that the agent may use now.
 func (t *thinker) tools() toolbox {
-	sets := [][]Tool{t.meshTools(), t.readsSkills()}
+	sets := [][]Tool{t.meshTools(), t.sessionTools(), t.readsSkills()}
 	for _, s := range t.sets {
 		sets = append(sets, s.Tools())
 	}

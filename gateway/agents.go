@@ -52,7 +52,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	models, _ := cfg.modelsOf(a) // Validate has refused what cannot be resolved
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
-		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a),
+		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a),
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Alert: r.Alert, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, URL: r.URL, Token: r.Token, ResendSameID: r.Resend, Options: r.Options,
@@ -76,6 +76,8 @@ func (g *Gateway) agentDeps(id string) agent.Deps {
 	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id), NoteCheck: func(ctx context.Context, agent string, n bus.CheckNote) error {
 		_, err := g.bus.Load().NoteCheck(ctx, agent, n) // there is a message, so there is a bus
 		return err
+	}, Room: func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error) {
+		return g.bus.Load().Room(ctx, agent, prefix)
 	}}
 }
 

@@ -21,7 +21,12 @@ type ToolsConfig struct {
 	AlsoAllow []string   `json:"alsoAllow" doc:"Tools beside the profile's."`
 	Deny      []string   `json:"deny" doc:"Tools that it has in no case."`
 	Exec      ExecConfig `json:"exec" doc:"The tool exec: programs on the agent's node."`
-	_         struct{}   `accept:"*"`
+	Agents    struct {
+		Enabled bool     `json:"enabled" doc:"Whether agents may read conversations of others."`
+		Allow   []string `json:"allow" doc:"Whose: names, with * for any text. Empty: nobody's."`
+		_       struct{} `accept:"*"`
+	} `json:"agentToAgent" doc:"Whose conversations agents may read with sessions_list and sessions_history, beside their own."`
+	_ struct{} `accept:"*"`
 }
 
 // ExecConfig is the exec tool.

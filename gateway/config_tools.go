@@ -20,6 +20,16 @@ func (c *Config) toolPolicies(a AgentConfig) []agent.ToolPolicy {
 	}
 }
 
+// sessionsOf are the agents whose conversations an agent may read beside its own.
+func (c *Config) sessionsOf(a AgentConfig) []string {
+	for _, t := range []ToolsConfig{a.Tools, c.Tools} {
+		if t.Agents.Enabled {
+			return t.Agents.Allow
+		}
+	}
+	return nil
+}
+
 // execOf is how an agent may run programs.
 func (c *Config) execOf(a AgentConfig) agent.ExecSpec {
 	all, own := c.Tools.Exec, a.Tools.Exec

@@ -129,6 +129,8 @@ type Deps struct {
 	NoteCheck func(ctx context.Context, agent string, n bus.CheckNote) error
 	// Room reads the room of an agent's inbox ([bus.Bus.Room]). Nil: an agent cannot look at sessions.
 	Room func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error)
+	// ModelCalled is told of each call of a model. It may be nil.
+	ModelCalled func(ModelCall)
 	// Logger may be nil.
 	Logger hclog.Logger
 }

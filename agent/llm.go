@@ -45,7 +45,7 @@ func NewLLM(vendors Vendors, sources ...ToolSource) Factory {
 		if err != nil {
 			return nil, err
 		}
-		chain.Timeout = spec.Runner.Timeout
+		chain.Timeout, chain.Called = spec.Runner.Timeout, deps.ModelCalled
 		if deps.Logger == nil {
 			deps.Logger = hclog.NewNullLogger()
 		}

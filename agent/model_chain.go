@@ -54,6 +54,19 @@ type Chain struct {
 	// MostWait is the longest hint that is waited for; above it the next model is asked, or the error
 	// returned with the hint. 0: 20 seconds.
 	MostWait time.Duration
+	// Called, if it is set, is told of each call.
+	Called func(ModelCall)
+}
+
+// ModelCall is one call of a model and what came of it.
+type ModelCall struct {
+	// Model is "provider/model".
+	Model string
+	// Fault is empty when there was an answer, "cancelled" when nobody waited for one any more.
+	Fault string
+	Usage
+	USD  float64
+	Took time.Duration
 }
 
 const (
@@ -127,6 +140,7 @@ func (c *Chain) once(ctx context.Context, choice Choice, p Prompt, meter Meter, 
 	}
 	call, cancel := context.WithTimeout(ctx, or(c.Timeout, defaultTimeout))
 	defer cancel()
+	began := time.Now()
 	done, err := choice.Model.Generate(call, p, onText)
 	if err != nil && ctx.Err() == nil && errors.Is(call.Err(), context.DeadlineExceeded) {
 		var fault *ModelError
@@ -150,6 +164,9 @@ func (c *Chain) once(ctx context.Context, choice Choice, p Prompt, meter Meter, 
 	case ctx.Err() != nil:
 		used = Usage{In: int64(promptTokens(p))} // cancelled on the way: the vendor counts what it read
 	}
+	if c.Called != nil {
+		c.Called(ModelCall{Model: choice.Name, Fault: faultOf(err), Usage: used, USD: choice.Price.Of(used), Took: time.Since(began)})
+	}
 	if meter != nil && used != (Usage{}) {
 		if merr := meter.After(choice, used); merr != nil {
 			// The answer is there and paid for; only a next call is one too many.
@@ -160,6 +177,17 @@ func (c *Chain) once(ctx context.Context, choice Choice, p Prompt, meter Meter, 
 		}
 	}
 	return done, err
+}
+
+func faultOf(err error) string {
+	var fault *ModelError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &fault):
+		return string(fault.Fault)
+	}
+	return "cancelled"
 }
 
 // answer is the bound of the answer.

@@ -73,7 +73,7 @@ func (g *Gateway) runner(cfg *Config, a AgentConfig) (bus.Handler, time.Duration
 }
 
 func (g *Gateway) agentDeps(id string) agent.Deps {
-	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id), NoteCheck: func(ctx context.Context, agent string, n bus.CheckNote) error {
+	return agent.Deps{Gateway: g.name, Directory: g, Logger: g.log.Named(id), ModelCalled: g.metrics.model, NoteCheck: func(ctx context.Context, agent string, n bus.CheckNote) error {
 		_, err := g.bus.Load().NoteCheck(ctx, agent, n) // there is a message, so there is a bus
 		return err
 	}, Room: func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error) {

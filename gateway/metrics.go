@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -55,7 +56,9 @@ type metrics struct {
 	channelUp                 *prometheus.GaugeVec
 	channelEvents, channelPosts, channelErrors, channelForeign,
 	channelUnknown *prometheus.CounterVec
-	known map[string]bool
+	modelCalls, modelTokens, modelCost *prometheus.CounterVec
+	modelSeconds                       *prometheus.HistogramVec
+	known                              map[string]bool
 
 	mu   sync.Mutex
 	own  map[string]bool
@@ -100,6 +103,11 @@ func newMetrics(g *Gateway, version string) *metrics {
 	m.channelErrors = counter("gatemesh_channel_errors_total", "Failures of connections and posts.")
 	m.channelForeign = counter("gatemesh_channel_foreign_total", "Signs of somebody else who uses the account's credentials.")
 	m.channelUnknown = counter("gatemesh_channel_unknown_total", "Posts of which nobody can find out whether they were made.")
+	m.modelCalls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_model_calls_total", Help: "Calls of models by what came of them: ok, or the fault."}, []string{"model", "result"})
+	m.modelTokens = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_model_tokens_total", Help: "Tokens that models read (in) and wrote (out), as vendors count them."}, []string{"model", "direction"})
+	m.modelCost = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatemesh_model_cost_usd_total", Help: "US dollars that models cost, by the prices of the configuration."}, []string{"model"})
+	m.modelSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "gatemesh_model_seconds", Help: "Time of calls of models.", Buckets: prometheus.ExponentialBuckets(0.1, 2, 12)}, []string{"model"})
+	m.registry.MustRegister(m.modelCalls, m.modelTokens, m.modelCost, m.modelSeconds)
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatemesh_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "gateway": g.name}})
 	build.Set(1)
@@ -116,6 +124,15 @@ func newMetrics(g *Gateway, version string) *metrics {
 	m.registry.MustRegister(m.denied, m.messages, m.delivery, m.ack, m.reply, m.deadLetters, m.refused, m.retries, m.effects, m.effectWindow, m.owned, m.store, m.requests,
 		m.requestSeconds, build, scraped{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// model counts a call of a model.
+func (m *metrics) model(c agent.ModelCall) {
+	m.modelCalls.WithLabelValues(c.Model, cmp.Or(c.Fault, "ok")).Inc()
+	m.modelTokens.WithLabelValues(c.Model, "in").Add(float64(c.In))
+	m.modelTokens.WithLabelValues(c.Model, "out").Add(float64(c.Out))
+	m.modelCost.WithLabelValues(c.Model).Add(c.USD)
+	m.modelSeconds.WithLabelValues(c.Model).Observe(c.Took.Seconds())
 }
 
 // observe counts an event.

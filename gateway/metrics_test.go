@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/envelope"
@@ -29,6 +30,8 @@ func TestMetricsTable(t *testing.T) {
 	for _, v := range []*prometheus.CounterVec{n.metrics.channelErrors, n.metrics.channelEvents, n.metrics.channelForeign, n.metrics.channelPosts, n.metrics.channelUnknown} {
 		v.WithLabelValues("slack", "default")
 	}
+
+	n.metrics.model(agent.ModelCall{Model: "p/m"})
 
 	families, err := n.metrics.registry.Gather()
 	if err != nil {

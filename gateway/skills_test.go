@@ -73,7 +73,9 @@ func TestSkillJobs(t *testing.T) {
 	if err := one.Stop(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	until("it stays", func(l []CronState) bool { return two.bus.Load().OwnerOf("bob") == "two" && len(l) == 1 && l[0].Every == "1s" })
+	until("it stays", func(l []CronState) bool {
+		return two.bus.Load().OwnerOf("bob") == "two" && len(l) == 1 && l[0].Every == "1s"
+	})
 	if err := os.RemoveAll(filepath.Join(workspace, "skills", "beat")); err != nil {
 		t.Fatal(err)
 	}

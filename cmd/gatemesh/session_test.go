@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -63,6 +65,21 @@ func thinkingAgent(t *testing.T, api string) {
 	}
 	if out := must(t, env, "cost", "--by", "conversation"); !strings.Contains(out, "\tjerry\tstub/m\t2\t3000\t300\t0.0135\ttalk-1\n") {
 		t.Errorf("%q", out)
+	}
+	resp, err := http.Get(strings.TrimPrefix(env[0], "GATEMESH_ADDR=") + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`gatemesh_model_calls_total{model="stub/m",result="ok"} 2`, `gatemesh_model_calls_total{model="stub/m",result="rate-limited"} 1`,
+		`gatemesh_model_tokens_total{direction="in",model="stub/m"} 3000`, `gatemesh_model_cost_usd_total{model="stub/m"} 0.013`} {
+		if !strings.Contains(string(text), line) {
+			t.Errorf("the metrics do not have %s", line)
+		}
 	}
 	must(t, env, "sessions", "reset", "agent:jerry:talk-1")
 	if list := parse[[]gateway.SessionInfo](t, must(t, env, "sessions", "list", "--json")); len(list) != 0 {

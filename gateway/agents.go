@@ -217,7 +217,7 @@ func (g *Gateway) Reload(cfg *Config) (changed, needRestart []string, err error)
 		}
 	}
 	g.last = cfg
-	g.lookAtSkills()
+	g.takeSkills(cfg)
 	if len(changed) > 0 {
 		g.audit.order(auditOrder{What: "reload", Keys: changed})
 	}

@@ -125,6 +125,9 @@ func (g *Gateway) check(w *recorder, r *http.Request, rt route) (*caller, *APIEr
 	// With the writer below ours, which closes the connection of a client that goes on sending.
 	r.Body = http.MaxBytesReader(w.ResponseWriter, r.Body, rt.body)
 	c, err := g.admit(r, rt.role)
+	if err == nil && c.agent != "" && strings.Contains(rt.pattern, " /v1/") && !agentRoutes[rt.pattern] {
+		return c, refuse(http.StatusForbidden, CodeRole, deniedRole, "the token "+c.name+" speaks for the agent "+c.agent+": it sends, fetches and looks at what is that agent's, and no more")
+	}
 	switch {
 	case err == nil:
 	case err.status == http.StatusUnauthorized:

@@ -122,6 +122,11 @@ func (g *Gateway) getDeadLetters(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if c := callerOf(r); c != nil && c.agent != "" { // what came to that agent, and what is from it
+		list = slices.DeleteFunc(list, func(d bus.DeadLetter) bool {
+			return d.Agent != c.agent && (d.Envelope == nil || d.Envelope.SourceAgent != c.agent)
+		})
+	}
 	return writeJSON(w, http.StatusOK, DeadLettersResponse{list})
 }
 

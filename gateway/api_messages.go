@@ -330,6 +330,9 @@ func (g *Gateway) getMessage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if c := callerOf(r); c != nil && c.agent != "" && (res.Envelope == nil || res.Envelope.SourceAgent != c.agent && res.Envelope.TargetAgent != c.agent) {
+		return bus.ErrNotFound // not that agent's
+	}
 	return writeJSON(w, http.StatusOK, res)
 }
 

@@ -15,6 +15,27 @@ type route struct {
 	serve   http.Handler
 }
 
+// agentRoutes are those that a token may use which speaks for one agent (gateway.auth.tokens, agent). What they show of messages and dead letters is that agent's alone. A
+// route that is new is not among them.
+var agentRoutes = map[string]bool{
+	"GET /v1/status":        true,
+	"GET /v1/agents":        true,
+	"GET /v1/gateways":      true,
+	"GET /v1/owners":        true,
+	"GET /v1/messages/{id}": true,
+	"GET /v1/deadletters":   true,
+	"GET /v1/state/events":  true,
+	"GET /v1/state/focus":   true,
+	"POST /v1/state/events": true,
+	"PUT /v1/state/focus":   true,
+	"POST /v1/messages":     true,
+
+	"GET /v1/agents/{agent}/mailbox":              true,
+	"POST /v1/agents/{agent}/check":               true,
+	"POST /v1/agents/{agent}/mail":                true,
+	"POST /v1/agents/{agent}/mail/{id}/{verdict}": true,
+}
+
 // endpoint answers a request, or returns an error that writeError turns into the answer.
 type endpoint func(http.ResponseWriter, *http.Request) error
 

@@ -153,7 +153,7 @@ type TokenConfig struct {
 	Name        string `json:"name" cfg:"id" doc:"Who has it: what log, status and refusals call it."`
 	Role        string `json:"role" enum:"read|send|operate" doc:"What it may do: look; also send and ask; also redrive, purge, cancel and clear."`
 	SHA256      string `json:"sha256" cfg:"secret" doc:"SHA-256 of the token, 64 hexadecimal digits (gatemesh token hash)."`
-	Agent       string `json:"agent" cfg:"id" doc:"The agent that it speaks for: what is sent with it is from that agent, and it fetches that agent's messages alone. Empty: who sends says from whom."`
+	Agent       string `json:"agent" cfg:"id" doc:"The agent that it speaks for: what is sent with it is from that agent, and it fetches and sees that agent's messages and dead letters alone. Empty: who sends says from whom."`
 	Expires     string `json:"expires" doc:"When it ends, as 2027-01-31T00:00:00Z. Empty: never."`
 	MaxRequests int    `json:"maxRequestsPerSecond" min:"0" max:"100000" doc:"Requests of it in a second, at most, and as many at once. 0: any number."`
 }

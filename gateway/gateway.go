@@ -67,6 +67,7 @@ type Gateway struct {
 	router          atomic.Pointer[Router]
 	cron            *scheduler    // nil: none here
 	skillsChanged   chan struct{} // capacity 1: a wake-up
+	skilled         atomic.Pointer[[]agent.Spec]
 	chats           *chats
 	sockets         *sockets
 	metrics         *metrics
@@ -184,6 +185,7 @@ func New(cfg *Config, deps Deps) (*Gateway, error) {
 		return nil, err
 	}
 	g.skillsChanged = make(chan struct{}, 1)
+	g.takeSkills(cfg)
 	if cfg.Cron.Enabled {
 		g.cron = newScheduler(g)
 	}

@@ -48,17 +48,18 @@ func (g *Gateway) getSkills(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // specsHere are the agents with a workspace that this gateway may run, as they are configured now.
-func (g *Gateway) specsHere() []agent.Spec {
-	g.mu.Lock()
-	cfg := g.last
-	g.mu.Unlock()
-	var list []agent.Spec
+func (g *Gateway) specsHere() []agent.Spec { return *g.skilled.Load() }
+
+// takeSkills takes up which agents have a workspace.
+func (g *Gateway) takeSkills(cfg *Config) {
+	list := []agent.Spec{}
 	for _, a := range cfg.AgentsHere() {
 		if a.Workspace != "" {
 			list = append(list, specOf(cfg, a))
 		}
 	}
-	return list
+	g.skilled.Store(&list)
+	g.lookAtSkills()
 }
 
 // skillsEvery is how often the schedules of skills are compared with the jobs.

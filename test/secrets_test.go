@@ -159,9 +159,11 @@ func TestSecretsCanary(t *testing.T) {
   models: { providers: { p: { apiKey: %q, baseUrl: "https://models.example/v1" }, q: { apiKey: "${ANTHROPIC_API_KEY}", baseUrl: "https://models.example/v1" } } },
   update: { feed: "https://user:%s@models.example" },
   channels: { slack: { token: "${SLACK_BOT_TOKEN}", botToken: %q, appToken: %q, enabled: false, accounts: { ops: { token: %q, botToken: %q, appToken: %q } } } },
-  mcp: { servers: { s: { env: { ANY: %q }, args: ["${DEEP_SECRET}"], clientSecret: %q } } },
+  mcp: { servers: { s: { command: "sh", env: { ANY: %q }, args: ["-c", "echo $ANY >&2; exit 1", "${DEEP_SECRET}"], clientSecret: %q },
+    h: { url: "http://127.0.0.1:1/mcp", headers: { Authorization: %q } } } },
   agents: { list: [
     { id: "echo", runner: { kind: "echo", options: { token: %q } } },
+    { id: "far", runner: { kind: "a2a", url: "http://127.0.0.1:1/a2a/far", token: %q } },
     { id: "checks", capabilities: ["infra.check"], runner: { kind: "checks", checks: ["nomad"], nomad: { address: %q, token: %q } } },
   ] },
 }
@@ -169,7 +171,7 @@ func TestSecretsCanary(t *testing.T) {
 		entry("viewer", "read", reader, ""), entry("gone", "operate", gone, `, expires: "2020-01-01T00:00:00Z"`), f.hatch("gateway.http.headers"),
 		f.hatch("env.FREE"), f.hatch("env.vars.ALSO"), f.hatch("models apiKey"), f.hatch("a password in a URL"), f.hatch("channels.slack.botToken"), f.hatch("channels.slack.appToken"),
 		f.hatch("channels.slack.accounts.ops.token"), f.hatch("channels.slack.accounts.ops.botToken"), f.hatch("channels.slack.accounts.ops.appToken"),
-		f.hatch("mcp env"), f.hatch("mcp clientSecret"), f.hatch("runner.options.token"), nomad.URL, nomadToken)
+		f.hatch("mcp env"), f.hatch("mcp clientSecret"), f.hatch("mcp headers"), f.hatch("runner.options.token"), f.hatch("runner.token"), nomad.URL, nomadToken)
 	file := filepath.Join(dir, "openclaw.json")
 	save := func(text string) {
 		t.Helper()
@@ -373,7 +375,7 @@ func (f *flight) everyKey(reference, show string) {
 	}
 	for _, k := range keys {
 		path := strings.NewReplacer(`<name>`, `[^.]+`, `\[\]`, `\[\d+\]`, `agents\.defaults\.`, `agents\.[^ ]*`).Replace(regexp.QuoteMeta(k[1]))
-		if !regexp.MustCompile(`(?m)^` + path + ` = \[?"\[redacted\]"`).MatchString(show) {
+		if !regexp.MustCompile(`(?m)^` + path + `(\.\w+)? = \[?"\[redacted\]"`).MatchString(show) {
 			f.t.Errorf("%s is secret, and was not planted: give it a canary in this test", k[1])
 		}
 	}

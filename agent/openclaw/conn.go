@@ -80,7 +80,7 @@ func dial(ctx context.Context, url, token, version string) (*conn, error) {
 		_ = ws.CloseNow()
 		return nil, err
 	}
-	go c.read()
+	go c.read() //nolint:gosec // it lives as long as the connection, not as the dialing
 	return c, nil
 }
 

@@ -7,7 +7,7 @@
 // agent:<id>:mesh-<conversation>. That it is asked is an effect ("openclaw/agent"), recorded before, with the name of the gateway's process. As long as that process lives, the same request is answered
 // with the same run, so an attempt that lost the connection, here or at the next owner, asks again. A process that was started since has forgotten it: then the session's transcript says what became
 // of the message (chat.history), before anything is sent. An answer in it is the answer; a message that is not in it is sent again; one that is in it without an answer is given some time, since
-// OpenClaw may go on with it, and is unknown then: it may have done something, and nobody asks again by himself.
+// OpenClaw takes interrupted turns up again, and is unknown then: it may have done something, and nobody asks again by himself.
 //
 // While the gateway cannot be reached, a question waits in the agent's inbox until its own time is up.
 package openclaw
@@ -323,7 +323,10 @@ type history struct {
 		Role    string          `json:"role"`
 		Content json.RawMessage `json:"content"`
 		Text    string          `json:"text"`
+		// Key of a user's message is its run's, and ":user".
+		Key string `json:"idempotencyKey"`
 	} `json:"messages"`
+	Active        bool            `json:"hasActiveRun"`
 	InFlightRun   json.RawMessage `json:"inFlightRun"`
 	PendingInputs struct {
 		Items []struct {
@@ -331,11 +334,6 @@ type history struct {
 			State string `json:"state"`
 		} `json:"items"`
 	} `json:"pendingInputs"`
-	// InputReceipts are what the session knows of the runs that were asked about; nil: this version does not say.
-	InputReceipts *[]struct {
-		RunID string `json:"runId"`
-		State string `json:"state"`
-	} `json:"inputReceipts"`
 }
 
 // outcome reads from the session what became of the message after the gateway was started anew.
@@ -344,7 +342,7 @@ func (p *peer) outcome(ctx context.Context, m *bus.Incoming, c *conn) (text stri
 	for {
 		var h history
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		err := c.call(call, "chat.history", map[string]any{"sessionKey": p.session(m), "agentId": p.agent, "limit": historyLimit, "inputRunIds": []string{m.Envelope().MessageID}}, &h)
+		err := c.call(call, "chat.history", map[string]any{"sessionKey": p.session(m), "agentId": p.agent, "limit": historyLimit}, &h)
 		cancel()
 		var no *remoteError
 		switch {
@@ -368,44 +366,41 @@ func (p *peer) outcome(ctx context.Context, m *bus.Incoming, c *conn) (text stri
 	}
 }
 
-// of looks for a message, and for the answer to it. Of two messages with one text the transcript does not say which is which; the receipt of the run does, where there are receipts.
+// of looks for a message, by its run's key, and for the answer to it. All that comes behind it belongs to it, also what OpenClaw does by itself when it takes an interrupted
+// turn up again: the mesh sends the next message of a conversation when this one has ended. Versions that keep no keys show the text alone; of two with one text
+// it does not say which is which.
 func (h *history) of(said, id string) (text string, state outcomeState) {
-	for _, r := range h.PendingInputs.Items {
-		if r.RunID == id && r.State == "queued" {
-			return "", interrupted
+	at, same, keyed := -1, 0, false
+	for i, x := range h.Messages {
+		if x.Role != "user" {
+			continue
+		}
+		keyed = keyed || x.Key != ""
+		switch {
+		case x.Key == id+":user" || x.Key == id:
+			at, same = i, 1
+		case x.Key == "" && !keyed && strings.Contains(contentText(x.Content, x.Text), said):
+			at = i
+			same++
 		}
 	}
-	if h.InputReceipts != nil {
-		known := false
-		for _, r := range *h.InputReceipts {
-			known = known || r.RunID == id
-			if r.RunID == id && r.State != "consumed" {
+	if keyed && at >= 0 && h.Messages[at].Key == "" {
+		at = -1 // it is of a time before keys
+	}
+	if at < 0 {
+		for _, r := range h.PendingInputs.Items {
+			if r.RunID == id && r.State == "queued" {
 				return "", interrupted
 			}
 		}
-		if !known {
-			return "", absent
-		}
-	}
-	at, times := -1, 0
-	for i, x := range h.Messages {
-		if x.Role == "user" && strings.Contains(contentText(x.Content, x.Text), said) {
-			at = i
-			times++
-		}
-	}
-	switch {
-	case at < 0 && h.InputReceipts == nil:
 		return "", absent
-	case at < 0, times > 1 && h.InputReceipts == nil:
-		return "", interrupted // it is there, or may be
 	}
 	for _, x := range h.Messages[at+1:] {
 		if t := contentText(x.Content, x.Text); x.Role == "assistant" && t != "" {
 			text = t // the last one: those before it went with calls of tools
 		}
 	}
-	if text == "" || len(h.InFlightRun) > 0 && string(h.InFlightRun) != "null" {
+	if text == "" || same > 1 || h.Active || len(h.InFlightRun) > 0 && string(h.InFlightRun) != "null" {
 		return "", interrupted
 	}
 	return text, answered

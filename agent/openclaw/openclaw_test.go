@@ -43,8 +43,7 @@ type claw struct {
 	cache      map[string]string // of this process: run id, answer
 	asked      map[string]int    // turns begun, by run id
 	transcript []map[string]any  // survives
-	receipts   map[string]string // survives
-	noReceipts bool
+	noKeys     bool
 	conns      map[*websocket.Conn]bool
 	hold       chan struct{} // a turn of "hold" waits for it
 	entered    chan string
@@ -53,7 +52,7 @@ type claw struct {
 
 func newClaw(t *testing.T) *claw {
 	t.Helper()
-	c := &claw{t: t, boot: 1, cache: map[string]string{}, asked: map[string]int{}, receipts: map[string]string{}, conns: map[*websocket.Conn]bool{}, hold: make(chan struct{}), entered: make(chan string, 10)}
+	c := &claw{t: t, boot: 1, cache: map[string]string{}, asked: map[string]int{}, conns: map[*websocket.Conn]bool{}, hold: make(chan struct{}), entered: make(chan string, 10)}
 	c.Server = httptest.NewServer(http.HandlerFunc(c.serve))
 	t.Cleanup(func() { c.drop(); c.Close() })
 	return c
@@ -126,7 +125,7 @@ func (c *claw) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		switch f.Method {
-		case "connect":
+		case "connect": //nolint:usestdlibvars // OpenClaw's word
 			if f.Params.Auth.Token != token {
 				send(map[string]any{"type": "res", "id": f.ID, "ok": false, "error": map[string]string{"code": "UNAUTHORIZED", "message": "wrong token"}})
 				continue
@@ -139,16 +138,7 @@ func (c *claw) serve(w http.ResponseWriter, r *http.Request) {
 			wg.Go(func() { c.agent(ctx, f.ID, f.Params.IdempotencyKey, f.Params.Message, send) })
 		case "chat.history":
 			c.mu.Lock()
-			h := map[string]any{"messages": c.transcript}
-			if !c.noReceipts {
-				list := []map[string]string{}
-				for _, id := range f.Params.InputRunIDs {
-					if s := c.receipts[id]; s != "" {
-						list = append(list, map[string]string{"runId": id, "state": s})
-					}
-				}
-				h["inputReceipts"] = list
-			}
+			h := map[string]any{"messages": c.transcript, "inputReceipts": []any{}, "hasActiveRun": false}
 			c.mu.Unlock()
 			answer(f.ID, h)
 		}
@@ -170,8 +160,11 @@ func (c *claw) agent(ctx context.Context, id, key, message string, send func(any
 	if !known && refuse == nil {
 		c.asked[key]++
 		c.cache[key] = ""
-		c.receipts[key] = "consumed"
-		c.transcript = append(c.transcript, map[string]any{"role": "user", "content": "[Wed 12:00] " + message})
+		said := map[string]any{"role": "user", "content": "[Wed 12:00] " + message, "idempotencyKey": key + ":user"}
+		if c.noKeys {
+			delete(said, "idempotencyKey")
+		}
+		c.transcript = append(c.transcript, said)
 	}
 	boot := c.boot
 	c.mu.Unlock()
@@ -342,9 +335,11 @@ func TestStartedAnew(t *testing.T) {
 		{"it had answered", "from before", "", 1, func(c *claw, _ string) {
 			c.transcript = append(c.transcript, map[string]any{"role": "assistant", "content": []map[string]string{{"type": "text", "text": "from before"}}})
 		}},
-		{"it never got it", "claw says: hold", "", 2, func(c *claw, id string) { delete(c.receipts, id); c.transcript = nil }},
-		{"no receipts, answered", "from before", "", 1, func(c *claw, _ string) {
-			c.noReceipts = true
+		{"it never got it", "claw says: hold", "", 2, func(c *claw, _ string) { c.transcript = nil }},
+		{"an older one, answered", "from before", "", 1, func(c *claw, _ string) {
+			for _, x := range c.transcript {
+				delete(x, "idempotencyKey")
+			}
 			c.transcript = append(c.transcript, map[string]any{"role": "assistant", "content": "from before"})
 		}},
 	} {
@@ -366,23 +361,25 @@ func TestStartedAnew(t *testing.T) {
 // The transcript alone decides these.
 func TestOutcome(t *testing.T) {
 	const said, id = "how is it", "run-1"
-	user, answer := `{"role":"user","content":"[Wed] how is it"}`, `{"role":"assistant","content":[{"type":"text","text":"fine"}]}`
-	tool := `{"role":"assistant","content":[{"type":"toolCall","name":"x"}]}`
+	user, answer := `{"role":"user","content":"[Wed] how is it","idempotencyKey":"run-1:user"}`, `{"role":"assistant","content":[{"type":"text","text":"fine"}]}`
+	other, old := `{"role":"user","content":"how is it","idempotencyKey":"run-0:user"}`, `{"role":"user","content":"how is it"}`
+	tool, resumed := `{"role":"assistant","content":[{"type":"toolCall","name":"x"}]}`, `{"role":"user","content":"go on","idempotencyKey":"recovery:user"}`
 	for _, c := range []struct {
 		name, doc, text string
 		state           outcomeState
 	}{
 		{"nothing", `{}`, "", absent},
-		{"answered", `{"messages":[` + user + `,` + answer + `],"inputReceipts":[{"runId":"run-1","state":"consumed"}]}`, "fine", answered},
-		{"without receipts", `{"messages":[` + user + `,` + tool + `,` + answer + `]}`, "fine", answered},
+		{"answered", `{"messages":[` + user + `,` + answer + `]}`, "fine", answered},
+		{"answered by the recovery", `{"messages":[` + user + `,` + tool + `,` + resumed + `,` + answer + `]}`, "fine", answered},
 		{"in the middle", `{"messages":[` + user + `,` + tool + `]}`, "", interrupted},
 		{"in flight", `{"messages":[` + user + `,` + answer + `],"inFlightRun":{"runId":"run-1"}}`, "", interrupted},
-		{"another one's", `{"messages":[` + user + `,` + answer + `],"inputReceipts":[]}`, "", absent},
-		{"twice, without receipts", `{"messages":[` + user + `,` + answer + `,` + user + `]}`, "", interrupted},
+		{"active", `{"messages":[` + user + `,` + answer + `],"hasActiveRun":true}`, "", interrupted},
+		{"another one's", `{"messages":[` + other + `,` + answer + `]}`, "", absent},
+		{"of before keys, and another one's", `{"messages":[` + old + `,` + answer + `,` + other + `,` + answer + `]}`, "", absent},
+		{"without keys", `{"messages":[` + old + `,` + tool + `,` + answer + `]}`, "fine", answered},
+		{"twice, without keys", `{"messages":[` + old + `,` + answer + `,` + old + `,` + answer + `]}`, "", interrupted},
 		{"waits there", `{"messages":[],"pendingInputs":{"items":[{"runId":"run-1","state":"queued"}]}}`, "", interrupted},
-		{"was cancelled there", `{"messages":[],"pendingInputs":{"items":[{"runId":"run-1","state":"cancelled"}]},"inputReceipts":[]}`, "", absent},
-		{"pending", `{"messages":[],"inputReceipts":[{"runId":"run-1","state":"pending"}]}`, "", interrupted},
-		{"consumed and not shown", `{"messages":[],"inputReceipts":[{"runId":"run-1","state":"consumed"}]}`, "", interrupted},
+		{"was cancelled there", `{"messages":[],"pendingInputs":{"items":[{"runId":"run-1","state":"cancelled"}]}}`, "", absent},
 	} {
 		var h history
 		if err := json.Unmarshal([]byte(c.doc), &h); err != nil {

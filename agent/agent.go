@@ -104,6 +104,9 @@ type Runner struct {
 	Checks []string
 	// Nomad (checks) says how to reach it; empty fields: the environment.
 	Nomad Nomad
+	// Command (exec) is the program that does the work, and its arguments; Repeat: it may run again for a message in whose run it was cut off.
+	Command []string
+	Repeat  bool
 	// URL (a2a) is where the remote agent is, Token what it knows this gateway by; Token is a secret. ResendSameID (a2a): it takes a message id once.
 	URL, Token   string
 	ResendSameID bool

@@ -55,7 +55,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a),
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Alert: r.Alert, Checks: r.Checks,
-			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, URL: r.URL, Token: r.Token, ResendSameID: r.Resend, Options: r.Options,
+			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Command: r.Command, Repeat: r.Repeat, URL: r.URL, Token: r.Token, ResendSameID: r.Resend, Options: r.Options,
 		},
 	}
 }

@@ -233,12 +233,14 @@ type AgentConfig struct {
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is
 // ignored.
 type RunnerConfig struct {
-	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm|mailbox|a2a|openclaw" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model, mailbox keeps messages until a program fetches them (POST /v1/agents/ID/mail, or MCP), a2a asks a remote agent by A2A 1.0, openclaw an agent of a real OpenClaw gateway. An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
+	Kind    string         `json:"kind" def:"relay" enum:"relay|checks|echo|llm|mailbox|a2a|openclaw|exec" doc:"relay asks another agent and hands its answer back, checks looks at Consul, Nomad and the node, echo answers with what it got, llm asks the agent's model, mailbox keeps messages until a program fetches them (POST /v1/agents/ID/mail, or MCP), a2a asks a remote agent by A2A 1.0, openclaw an agent of a real OpenClaw gateway, exec runs a program for each message. An agent without a runner is llm when it has a model that can be asked (its key is known), else relay."`
 	To      string         `json:"to" cfg:"id" doc:"relay: the agent that is asked; openclaw: the agent there (empty: the same id)."`
 	Alert   string         `json:"alert" cfg:"id" doc:"checks: the agent that is told (infra.alert) when a check finds something wrong after one that did not, and when all is well again: once each. Empty: nobody."`
 	Checks  []string       `json:"checks" doc:"checks: which ones (consul, nomad, node). Empty: all."`
 	Timeout time.Duration  `json:"timeout" min:"1ms" doc:"relay: how long to wait for the answer; checks: how long one may take; llm: how long one call of a model may take. Empty: the runner's own default."`
 	Nomad   NomadConfig    `json:"nomad" doc:"checks: how to reach Nomad."`
+	Command []string       `json:"command" doc:"exec: the program and its arguments, in the agent's workspace and sandbox. The message is its standard input, its standard output the answer; exit status 75 has it run again later."`
+	Repeat  bool           `json:"repeat" def:"false" doc:"exec: the program may run again for a message in whose run it was cut off by a crash. Else such a message is a dead letter of the class unknown."`
 	URL     string         `json:"url" doc:"a2a: where the remote agent is: its card lies at URL/.well-known/agent-card.json; openclaw: where its gateway is, as ws://127.0.0.1:18789."`
 	Token   string         `json:"token" cfg:"secret" doc:"a2a, openclaw: token for it."`
 	Resend  bool           `json:"resendSameId" def:"false" doc:"a2a: the remote agent takes a message id once (a gatemesh gateway does): a question whose answer was lost is sent again. Else it is looked for in the agent's tasks, and stays unknown where that cannot be done."`

@@ -112,6 +112,10 @@ type job struct {
 	workspace, dir string
 	most           time.Duration
 	confined       bool
+	// env is what it is told beside the usual; in, out and errs are its standard files.
+	env       []string
+	in        io.Reader
+	out, errs io.Writer
 }
 
 // dirs are the workspace and the directory to work in, which is in it. Links are followed first.
@@ -144,53 +148,73 @@ func (t tool) confined(session string) bool {
 	return true // also what is not known
 }
 
+// start runs a program for a model: what it says to either output is the answer.
 func (t tool) start(ctx context.Context, j job) (agent.ToolOutput, error) {
+	out := &clipped{most: agent.MaxToolOutput / 2}
+	j.out, j.errs = out, out
+	err := t.execute(ctx, j)
+	if cause := context.Cause(ctx); cause != nil {
+		return agent.ToolOutput{}, cause
+	}
+	var refused *notRun
+	switch {
+	case errors.As(err, &refused):
+		return agent.Failed("%v", err), nil
+	case err != nil:
+		return agent.ToolOutput{Text: fmt.Sprintf("%v\n%s", err, out), Failed: true}, nil
+	}
+	return agent.ToolOutput{Text: out.String()}, nil
+}
+
+// notRun: nothing was started.
+type notRun struct{ cause error }
+
+func (e *notRun) Error() string { return "not run: " + e.cause.Error() }
+func (e *notRun) Unwrap() error { return e.cause }
+
+// execute runs a program to its end. Errors: *notRun, *exec.ExitError, that it was killed.
+func (t tool) execute(ctx context.Context, j job) error {
 	bounded, cancel := context.WithTimeout(ctx, j.most)
 	defer cancel()
 	temp, err := os.MkdirTemp("", "gatemesh-exec-")
 	if err != nil {
-		return agent.Failed("not run: %v", err), nil
+		return &notRun{err}
 	}
 	defer func() { _ = os.RemoveAll(temp) }()
 	cmd := exec.CommandContext(bounded, j.program, j.args...)
 	cmd.Dir = j.dir
-	cmd.Env = environment(j.workspace, temp)
-	out := &clipped{most: agent.MaxToolOutput / 2}
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(environment(j.workspace, temp), j.env...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = j.in, j.out, j.errs
 	cmd.WaitDelay = grace
 	group(cmd)
 	var refused *os.File
 	if j.confined {
 		if refused, err = confine(cmd, j.workspace, t.spec.Exec, temp); err != nil {
-			return agent.Failed("not run: it is to be confined, and cannot be: %v", err), nil
+			return &notRun{fmt.Errorf("it is to be confined, and cannot be: %w", err)}
 		}
 		defer func() { _ = refused.Close() }()
 	}
 	err = cmd.Start()
 	closeFiles(cmd.ExtraFiles)
 	if err != nil {
-		return agent.Failed("not run: %v", err), nil
+		return &notRun{err}
 	}
 	if refused != nil {
 		if why, _ := io.ReadAll(io.LimitReader(refused, 1<<10)); len(why) > 0 {
 			_ = cmd.Wait()
-			return agent.Failed("not run: it is to be confined, and cannot be: %s", why), nil
+			return &notRun{fmt.Errorf("it is to be confined, and cannot be: %s", why)}
 		}
 	}
 	err = cmd.Wait()
-	if cause := context.Cause(ctx); cause != nil {
-		return agent.ToolOutput{}, cause
-	}
-	var exit *exec.ExitError
 	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	case bounded.Err() != nil:
-		return agent.ToolOutput{Text: fmt.Sprintf("killed after %s\n%s", j.most, out), Failed: true}, nil
-	case errors.As(err, &exit):
-		return agent.ToolOutput{Text: fmt.Sprintf("%s\n%s", exit, out), Failed: true}, nil
-	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return agent.ToolOutput{Text: fmt.Sprintf("%v\n%s", err, out), Failed: true}, nil
+		return fmt.Errorf("killed after %s", j.most)
+	case errors.Is(err, exec.ErrWaitDelay):
+		return nil // something that it started holds its output open
 	}
-	return agent.ToolOutput{Text: out.String()}, nil
+	return err
 }
 
 // environment is all that a program is told. The gateway's own has tokens.

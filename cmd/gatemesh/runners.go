@@ -34,7 +34,7 @@ const (
 func runners(consul gateway.ConsulConfig, tools ...agent.ToolSource) agent.Runners {
 	r := agent.Builtin()
 	r["checks"] = func(spec agent.Spec, deps agent.Deps) (bus.Handler, error) { return newChecks(spec, deps, consul) }
-	r["a2a"], r["openclaw"] = a2a.New, openclaw.New(buildVersion().Version)
+	r["a2a"], r["openclaw"], r["exec"] = a2a.New, openclaw.New(buildVersion().Version), exectool.NewRunner
 	client := modelClient()
 	r["llm"] = agent.NewLLM(agent.Vendors{
 		agent.APIOpenAI:    func(s agent.ModelSpec) (agent.Model, error) { return openai.New(s, client) },

@@ -4,12 +4,14 @@
 // # Once
 //
 // A message becomes one run of the agent (method agent), whose idempotency key is the message's id, in a session of its own for each conversation:
-// agent:<id>:mesh-<conversation>. That it is asked is an effect ("openclaw/agent"), recorded before, with the name of the gateway's process. As long as that process lives, the same request is answered
-// with the same run, so an attempt that lost the connection, here or at the next owner, asks again. A process that was started since has forgotten it: then the session's transcript says what became
-// of the message (chat.history), before anything is sent. An answer in it is the answer; a message that is not in it is sent again; one that is in it without an answer is given some time, since
-// OpenClaw takes interrupted turns up again, and is unknown then: it may have done something, and nobody asks again by himself.
+// agent:<id>:mesh-<conversation>. That it is asked is an effect ("openclaw/agent"), recorded before, with the name of the gateway's process (bootId). Who finds that it was asked before, because the
+// connection was lost or the inbox has another owner, reads the session first (chat.history): an answer in it is the answer. A run that goes on is waited for (agent.wait; who asks under the same key once more
+// is only told that it is in flight). One that is not in the session is asked for again: in the same process the same key is the same run, and a process that was started since never had it. One that is in it
+// without an answer, in a process that was started since, is given some time, since OpenClaw takes interrupted turns up again, and is unknown then: it may have done something, and
+// nobody asks again by himself.
 //
-// While the gateway cannot be reached, a question waits in the agent's inbox until its own time is up.
+// While the gateway cannot be reached, a question waits in the agent's inbox until its own time is up. A run whose message's time is up is ended (chat.abort). A question whose session somebody resets at OpenClaw
+// while nobody is connected may be asked twice.
 package openclaw
 
 import (
@@ -18,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,8 @@ const (
 	callTimeout = 30 * time.Second
 	// recoverFor is how long a turn that was interrupted is given to end, recoverEvery how often it is looked at.
 	recoverFor, recoverEvery = 2 * time.Minute, 2 * time.Second
+	// abortTimeout bounds the word that a run is to end.
+	abortTimeout = 2 * time.Second
 	// lifeEvery is how often a run that goes on is told to the bus as a sign of life.
 	lifeEvery = 15 * time.Second
 	// keepIdle is how long a connection is kept that nobody needs: to make one takes longer than most answers of the mesh.
@@ -83,8 +86,12 @@ type peer struct {
 	idle  *time.Timer
 }
 
-// errAway: the gateway cannot be reached.
-var errAway = errors.New("is not there")
+var (
+	// errAway: the gateway cannot be reached.
+	errAway = errors.New("is not there")
+	// errBroken: a run that had begun was told to be over without an answer.
+	errBroken = errors.New("the turn broke off")
+)
 
 // connect returns the connection, made anew when the last one is over.
 func (p *peer) connect(ctx context.Context) (*conn, error) {
@@ -154,7 +161,7 @@ func (p *peer) Handle(ctx context.Context, m *bus.Incoming) error {
 		if err == nil {
 			err = p.turn(ctx, m, c)
 		}
-		if !errors.Is(err, errAway) && !errors.Is(err, errLost) {
+		if !errors.Is(err, errAway) && !errors.Is(err, errLost) && !errors.Is(err, errBroken) {
 			return err
 		}
 		if wait == firstWait && p.deps.Logger != nil {
@@ -185,28 +192,13 @@ func (p *peer) turn(ctx context.Context, m *bus.Incoming, c *conn) error {
 	case known && was.State.Open():
 		var d detail
 		_ = json.Unmarshal(was.Detail, &d)
-		if d.Boot == c.boot {
-			return p.run(ctx, m, c) // it knows the key
-		}
-		text, state, err := p.outcome(ctx, m, c)
-		switch {
-		case err != nil:
-			return err
-		case state == answered:
-			if err := m.Settle(effectRun, envelope.EffectConfirmed, m.Envelope().MessageID); err != nil {
-				return err
-			}
-			return m.Reply(envelope.TextPayload(text))
-		case state == interrupted:
-			if err := m.Settle(effectRun, envelope.EffectUnknown, ""); err != nil {
-				return err
-			}
-			return bus.Never(envelope.ClassUnknown, fmt.Errorf("OpenClaw at %s was started anew in the middle of the turn, and has not ended it: look at its session %s, then redrive the message to have it asked again, or purge it", p.host, p.session(m)))
-		}
-		if err := m.Settle(effectRun, envelope.EffectFailed, ""); err != nil { // surely not there
-			return err
-		}
+		return p.follow(ctx, m, c, d.Boot == c.boot)
 	}
+	return p.begin(ctx, m, c)
+}
+
+// begin records that OpenClaw is asked, and asks.
+func (p *peer) begin(ctx context.Context, m *bus.Incoming, c *conn) error {
 	permit, err := m.Intend(ctx, effectRun, detail{c.boot})
 	if err != nil {
 		return err
@@ -217,12 +209,48 @@ func (p *peer) turn(ctx context.Context, m *bus.Incoming, c *conn) error {
 	return p.run(ctx, m, c)
 }
 
+// follow finds out what became of a run that was asked for. It asks again only for one that OpenClaw never had.
+func (p *peer) follow(ctx context.Context, m *bus.Incoming, c *conn, same bool) error {
+	o, err := p.outcome(ctx, m, c, same, false)
+	if err != nil || o.state != absent {
+		return p.conclude(m, o, err)
+	}
+	if same {
+		return p.run(ctx, m, c) // it may have it and not have begun: in one process the same key is the same run
+	}
+	if err := m.Settle(effectRun, envelope.EffectFailed, ""); err != nil { // surely not there
+		return err
+	}
+	return p.begin(ctx, m, c)
+}
+
+// conclude tells the bus what came of the run.
+func (p *peer) conclude(m *bus.Incoming, o outcome, err error) error {
+	if err != nil {
+		return err
+	}
+	state, ref := envelope.EffectConfirmed, m.Envelope().MessageID
+	if o.state == interrupted {
+		state, ref = envelope.EffectUnknown, ""
+	}
+	if err := m.Settle(effectRun, state, ref); err != nil {
+		return err
+	}
+	switch o.state {
+	case answered:
+		return m.Reply(envelope.TextPayload(o.text))
+	case failed: // the same key gives the same answer, so another try would change nothing
+		return bus.Never(envelope.ClassUndeliverable, fmt.Errorf("the turn at OpenClaw ended as %s", clip(o.text)))
+	}
+	return bus.Never(envelope.ClassUnknown, fmt.Errorf("OpenClaw at %s has the question and has not ended its turn, which was interrupted: look at its session %s, then redrive the message to have it asked again, or purge it", p.host, p.session(m)))
+}
+
 // session is OpenClaw's key of the conversation.
 func (p *peer) session(m *bus.Incoming) string {
 	return "agent:" + p.agent + ":mesh-" + envelope.DerivedID(m.Envelope().ConversationID, "openclaw/"+p.spec.ID)
 }
 
-// run asks for the run, or for what became of it, and waits for its end.
+// run asks for the run and waits for its end.
 func (p *peer) run(ctx context.Context, m *bus.Incoming, c *conn) error {
 	answers, end, err := c.ask(ctx, "agent", map[string]any{
 		"agentId": p.agent, "sessionKey": p.session(m), "message": agent.Text(m.Envelope().Payload), "idempotencyKey": m.Envelope().MessageID, "deliver": false,
@@ -231,201 +259,76 @@ func (p *peer) run(ctx context.Context, m *bus.Incoming, c *conn) error {
 		return err
 	}
 	defer end()
-	// A gateway that stops does not wait for a turn: the next owner asks for the same run.
-	watch, stop := context.WithCancel(ctx)
+	here, stop := p.here(ctx, m, c)
 	defer stop()
-	leaving := make(chan error, 1)
-	go func() {
-		for {
-			err := m.Pause(watch, lifeEvery)
-			if err == nil {
-				err = m.Working()
-			}
-			if err != nil {
-				leaving <- err
-				return
-			}
-		}
-	}()
-	for {
+	for accepted := false; ; {
 		select {
 		case r := <-answers:
-			done, err := p.answered(m, r)
-			if done || err != nil {
+			o, err := answerOf(r)
+			var no *remoteError
+			switch {
+			case errors.As(err, &no) && accepted:
+				return errBroken // the session says how far it came
+			case errors.As(err, &no):
+				return p.refused(m, no)
+			case err != nil:
 				return err
+			case o.state == begun:
+				accepted = true
+			case o.state == underWay: // who asks again is not told of the end
+				stop()
+				o, err := p.outcome(ctx, m, c, true, true)
+				return p.conclude(m, o, err)
+			default:
+				return p.conclude(m, o, nil)
 			}
 		case <-c.done:
 			return errLost
-		case err := <-leaving:
-			return err
+		case <-here.Done():
+			return context.Cause(here)
 		}
 	}
 }
 
-// answered takes an answer to agent in: the first one says that it was accepted, the second what came of it.
-func (p *peer) answered(m *bus.Incoming, r response) (done bool, err error) {
-	var no *remoteError
-	if errors.As(r.err, &no) {
-		if no.Code == "UNAVAILABLE" { // nothing was begun
-			_ = m.Settle(effectRun, envelope.EffectFailed, "")
-			return true, bus.Retry(r.err)
-		}
-		_ = m.Settle(effectRun, envelope.EffectFailed, "")
-		return true, bus.Never(envelope.ClassUndeliverable, r.err)
+// refused: nothing was begun.
+func (p *peer) refused(m *bus.Incoming, no *remoteError) error {
+	if err := m.Settle(effectRun, envelope.EffectFailed, ""); err != nil {
+		return err
 	}
-	var run struct {
-		Status  string `json:"status"`
-		Summary string `json:"summary"`
-		Error   string `json:"error"`
-		Result  struct {
-			Payloads []struct {
-				Text string `json:"text"`
-			} `json:"payloads"`
-		} `json:"result"`
+	if no.Code == "UNAVAILABLE" {
+		return bus.Retry(no)
 	}
-	if err := json.Unmarshal(r.payload, &run); err != nil {
-		return true, fmt.Errorf("OpenClaw's answer is not readable: %w", err)
-	}
-	switch run.Status {
-	case "accepted", "in_flight":
-		return false, nil
-	case "ok":
-		var texts []string
-		for _, x := range run.Result.Payloads {
-			if x.Text != "" {
-				texts = append(texts, x.Text)
+	return bus.Never(envelope.ClassUndeliverable, no)
+}
+
+// here is a context that ends when the handler may not wait any longer: the gateway stops (it does not wait for a turn: the next owner
+// goes on with the run), the lease is lost, or the message's time is up, which ends the run, too.
+func (p *peer) here(ctx context.Context, m *bus.Incoming, c *conn) (waiting context.Context, stop func()) {
+	here, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			wait := lifeEvery
+			if left := time.Until(m.Envelope().ExpiresAt().Add(envelope.DefaultSkew)); left > 0 {
+				wait = min(wait, left+time.Millisecond)
 			}
-		}
-		if err := m.Settle(effectRun, envelope.EffectConfirmed, m.Envelope().MessageID); err != nil {
-			return true, err
-		}
-		return true, m.Reply(envelope.TextPayload(strings.Join(texts, "\n")))
-	}
-	// The same key gives the same answer, so another try would change nothing.
-	if err := m.Settle(effectRun, envelope.EffectConfirmed, m.Envelope().MessageID); err != nil {
-		return true, err
-	}
-	return true, bus.Never(envelope.ClassUndeliverable, fmt.Errorf("the turn at OpenClaw ended as %s: %s", clip(run.Status), clip(run.Error+" "+run.Summary)))
-}
-
-// What a session's transcript says of a message.
-type outcomeState int
-
-const (
-	absent outcomeState = iota
-	answered
-	interrupted
-)
-
-// history is the part of chat.history that matters.
-type history struct {
-	Messages []struct {
-		Role    string          `json:"role"`
-		Content json.RawMessage `json:"content"`
-		Text    string          `json:"text"`
-		// Key of a user's message is its run's, and ":user".
-		Key string `json:"idempotencyKey"`
-	} `json:"messages"`
-	Active        bool            `json:"hasActiveRun"`
-	InFlightRun   json.RawMessage `json:"inFlightRun"`
-	PendingInputs struct {
-		Items []struct {
-			RunID string `json:"runId"`
-			State string `json:"state"`
-		} `json:"items"`
-	} `json:"pendingInputs"`
-}
-
-// outcome reads from the session what became of the message after the gateway was started anew.
-func (p *peer) outcome(ctx context.Context, m *bus.Incoming, c *conn) (text string, state outcomeState, err error) {
-	end := time.Now().Add(recoverFor)
-	for {
-		var h history
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		err := c.call(call, "chat.history", map[string]any{"sessionKey": p.session(m), "agentId": p.agent, "limit": historyLimit}, &h)
-		cancel()
-		var no *remoteError
-		switch {
-		case errors.As(err, &no) && (no.Code == "NOT_FOUND" || strings.Contains(strings.ToLower(no.Message), "not found")):
-			return "", absent, nil // there is no such session
-		case err != nil && ctx.Err() == nil && !errors.Is(err, errLost) && no == nil:
-			return "", absent, errLost // no answer in time: on another connection
-		case err != nil:
-			return "", absent, err
-		}
-		text, state = h.of(agent.Text(m.Envelope().Payload), m.Envelope().MessageID)
-		if state != interrupted || time.Now().After(end) {
-			return text, state, nil
-		}
-		if err := m.Pause(ctx, recoverEvery); err != nil {
-			return "", state, err
-		}
-		if err := errors.Join(m.Guard(), m.Working()); err != nil {
-			return "", state, err
-		}
-	}
-}
-
-// of looks for a message, by its run's key, and for the answer to it. All that comes behind it belongs to it, also what OpenClaw does by itself when it takes an interrupted
-// turn up again: the mesh sends the next message of a conversation when this one has ended. Versions that keep no keys show the text alone; of two with one text
-// it does not say which is which.
-func (h *history) of(said, id string) (text string, state outcomeState) {
-	at, same, keyed := -1, 0, false
-	for i, x := range h.Messages {
-		if x.Role != "user" {
-			continue
-		}
-		keyed = keyed || x.Key != ""
-		switch {
-		case x.Key == id+":user" || x.Key == id:
-			at, same = i, 1
-		case x.Key == "" && !keyed && strings.Contains(contentText(x.Content, x.Text), said):
-			at = i
-			same++
-		}
-	}
-	if keyed && at >= 0 && h.Messages[at].Key == "" {
-		at = -1 // it is of a time before keys
-	}
-	if at < 0 {
-		for _, r := range h.PendingInputs.Items {
-			if r.RunID == id && r.State == "queued" {
-				return "", interrupted
+			err := m.Pause(here, wait)
+			if err == nil {
+				err = errors.Join(m.Working(), m.Guard())
 			}
-		}
-		return "", absent
-	}
-	for _, x := range h.Messages[at+1:] {
-		if t := contentText(x.Content, x.Text); x.Role == "assistant" && t != "" {
-			text = t // the last one: those before it went with calls of tools
-		}
-	}
-	if text == "" || same > 1 || h.Active || len(h.InFlightRun) > 0 && string(h.InFlightRun) != "null" {
-		return "", interrupted
-	}
-	return text, answered
-}
-
-// contentText is the text of a message's content, which is a string or a list of blocks.
-func contentText(content json.RawMessage, text string) string {
-	var s string
-	if json.Unmarshal(content, &s) == nil && s != "" {
-		return s
-	}
-	var blocks []struct {
-		Type string `json:"type"`
-		Text string `json:"text"`
-	}
-	if json.Unmarshal(content, &blocks) == nil {
-		var texts []string
-		for _, b := range blocks {
-			if b.Type == "text" && b.Text != "" {
-				texts = append(texts, b.Text)
+			if err == nil {
+				continue
 			}
+			if errors.Is(err, bus.ErrExpired) {
+				call, end := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+				_ = c.call(call, "chat.abort", map[string]any{"sessionKey": p.session(m), "runId": m.Envelope().MessageID}, new(json.RawMessage))
+				end()
+				_ = m.Settle(effectRun, envelope.EffectUnknown, "")
+			}
+			cancel(err)
+			return
 		}
-		if len(texts) > 0 {
-			return strings.Join(texts, "\n")
-		}
-	}
-	return text
+	}()
+	return here, func() { cancel(nil); <-ended }
 }

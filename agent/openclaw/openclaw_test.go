@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,6 +46,9 @@ type claw struct {
 	transcript []map[string]any  // survives
 	noKeys     bool
 	conns      map[*websocket.Conn]bool
+	changed    chan struct{} // closed and made anew when a turn ends
+	aborted    []string
+	breaks     bool          // the next turn is told to be over with UNAVAILABLE, after it began
 	hold       chan struct{} // a turn of "hold" waits for it
 	entered    chan string
 	refuse     *remoteError
@@ -52,7 +56,7 @@ type claw struct {
 
 func newClaw(t *testing.T) *claw {
 	t.Helper()
-	c := &claw{t: t, boot: 1, cache: map[string]string{}, asked: map[string]int{}, conns: map[*websocket.Conn]bool{}, hold: make(chan struct{}), entered: make(chan string, 10)}
+	c := &claw{t: t, boot: 1, cache: map[string]string{}, asked: map[string]int{}, conns: map[*websocket.Conn]bool{}, changed: make(chan struct{}), hold: make(chan struct{}), entered: make(chan string, 10)}
 	c.Server = httptest.NewServer(http.HandlerFunc(c.serve))
 	t.Cleanup(func() { c.drop(); c.Close() })
 	return c
@@ -117,7 +121,8 @@ func (c *claw) serve(w http.ResponseWriter, r *http.Request) {
 				Auth struct{ Token string }
 				AgentID, SessionKey, Message,
 				IdempotencyKey string
-				InputRunIDs []string
+				RunID     string
+				TimeoutMS int
 			}
 		}
 		if err := json.Unmarshal(data, &f); err != nil {
@@ -136,9 +141,18 @@ func (c *claw) serve(w http.ResponseWriter, r *http.Request) {
 			answer(f.ID, map[string]any{"type": "hello-ok", "protocol": 4, "server": map[string]string{"bootId": boot, "connId": "x"}})
 		case "agent":
 			wg.Go(func() { c.agent(ctx, f.ID, f.Params.IdempotencyKey, f.Params.Message, send) })
+		case "agent.wait":
+			wg.Go(func() { answer(f.ID, c.wait(ctx, f.Params.RunID, time.Duration(f.Params.TimeoutMS)*time.Millisecond)) })
+		case "chat.abort":
+			c.change(func() { c.aborted = append(c.aborted, f.Params.RunID) })
+			answer(f.ID, map[string]any{"ok": true})
 		case "chat.history":
 			c.mu.Lock()
-			h := map[string]any{"messages": c.transcript, "inputReceipts": []any{}, "hasActiveRun": false}
+			active := false
+			for _, x := range c.cache {
+				active = active || x == ""
+			}
+			h := map[string]any{"messages": c.transcript, "inputReceipts": []any{}, "hasActiveRun": active}
 			c.mu.Unlock()
 			answer(f.ID, h)
 		}
@@ -172,15 +186,17 @@ func (c *claw) agent(ctx context.Context, id, key, message string, send func(any
 		send(map[string]any{"type": "res", "id": id, "ok": false, "error": refuse})
 		return
 	}
-	send(map[string]any{"type": "res", "id": id, "ok": true, "payload": map[string]any{"runId": key, "status": "accepted"}})
-	if known && text != "" {
+	switch {
+	case known && text != "":
 		final(text)
 		return
+	case known: // and that is all that who asks again is told
+		send(map[string]any{"type": "res", "id": id, "ok": true, "payload": map[string]any{"runId": key, "status": "in_flight"}})
+		return
 	}
+	send(map[string]any{"type": "res", "id": id, "ok": true, "payload": map[string]any{"runId": key, "status": "accepted"}})
 	if message == "hold" {
-		if !known {
-			c.entered <- key
-		}
+		c.entered <- key
 		<-c.hold // the turn goes on without its connection
 	}
 	text = "claw says: " + message
@@ -194,10 +210,42 @@ func (c *claw) agent(ctx context.Context, id, key, message string, send func(any
 				c.transcript = append(c.transcript, map[string]any{"role": "assistant", "content": []map[string]string{{"type": "text", "text": text}}})
 			}
 			c.cache[key] = text
+			close(c.changed)
+			c.changed = make(chan struct{})
 		}
 	})
+	broken := false
+	c.change(func() { broken, c.breaks = c.breaks, false })
+	if broken {
+		send(map[string]any{"type": "res", "id": id, "ok": false, "error": remoteError{"UNAVAILABLE", "shutting down"}})
+		return
+	}
 	if alive && ctx.Err() == nil {
 		final(text)
+	}
+}
+
+// wait is agent.wait: a run that the process does not know is one that has not ended yet.
+func (c *claw) wait(ctx context.Context, run string, most time.Duration) map[string]any {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	for {
+		c.mu.Lock()
+		text, changed := c.cache[run], c.changed
+		c.mu.Unlock()
+		switch {
+		case strings.HasPrefix(text, "error"):
+			return map[string]any{"runId": run, "status": "error", "error": text, "endedAt": 1}
+		case text != "":
+			return map[string]any{"runId": run, "status": "ok", "endedAt": 1}
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return map[string]any{"runId": run, "status": "timeout"}
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 
@@ -229,6 +277,12 @@ func newStore(t *testing.T) bus.Store {
 // gatewayOn is a gateway's bus with the agent jerry, whom OpenClaw stands behind.
 func gatewayOn(t *testing.T, name string, s bus.Store, r agent.Runner) *bus.Bus {
 	t.Helper()
+	b, _ := gatewayAndPeer(t, name, s, r)
+	return b
+}
+
+func gatewayAndPeer(t *testing.T, name string, s bus.Store, r agent.Runner) (*bus.Bus, *peer) {
+	t.Helper()
 	h, err := New("1.2.3")(agent.Spec{ID: "jerry", Runner: r}, agent.Deps{Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +312,7 @@ func gatewayOn(t *testing.T, name string, s bus.Store, r agent.Runner) *bus.Bus 
 			}
 		}
 	})
-	return b
+	return b, p
 }
 
 func (c *claw) runner() agent.Runner { return agent.Runner{URL: c.URL, Token: token} }
@@ -321,6 +375,40 @@ func TestConnectionLost(t *testing.T) {
 	close(c.hold)
 	if reply, f := await(t, b, id); reply != "claw says: hold" || c.times(id) != 1 {
 		t.Errorf("%q %+v, asked %d times", reply, f, c.times(id))
+	}
+}
+
+// A turn that began and is told to be over without an answer: what the session has of it counts.
+func TestBrokenTurn(t *testing.T) {
+	c := newClaw(t)
+	c.change(func() { c.breaks = true })
+	b := gatewayOn(t, "one", newStore(t), c.runner())
+	id := begin(t, b, "hello", time.Minute)
+	if reply, f := await(t, b, id); reply != "claw says: hello" || c.times(id) != 1 {
+		t.Errorf("%q %+v, asked %d times", reply, f, c.times(id))
+	}
+}
+
+// A turn whose message's time is up is ended, and told of.
+func TestTimeIsUp(t *testing.T) {
+	t.Parallel() // it takes the allowance for clocks
+	c := newClaw(t)
+	b := gatewayOn(t, "one", newStore(t), c.runner())
+	id := begin(t, b, "hold", time.Second)
+	<-c.entered
+	defer close(c.hold)
+	if _, f := await(t, b, id); f.Replied {
+		t.Errorf("%+v", f)
+	}
+	for deadline := time.Now().Add(longest); ; <-time.After(5 * time.Millisecond) {
+		var aborted []string
+		c.change(func() { aborted = slices.Clone(c.aborted) })
+		if len(aborted) == 1 && aborted[0] == id {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("aborted: %v", aborted)
+		}
 	}
 }
 

@@ -127,9 +127,13 @@ func TestRealOpenClaw(t *testing.T) {
 		t.Skip("-short: a real OpenClaw takes a minute to start")
 	}
 	model := modeltest.NewServer(t, agent.APIOpenAI)
-	var hung atomic.Int32
-	inTurn := make(chan struct{}, 10)
+	var hung, waits atomic.Int32
+	inTurn, slow := make(chan struct{}, 10), make(chan struct{})
 	model.Answer(func(r modeltest.Request) modeltest.Step {
+		if strings.Contains(r.Body, "please wait") && waits.Add(1) == 1 {
+			inTurn <- struct{}{}
+			<-slow
+		}
 		if i := strings.LastIndex(r.Body, "please hold"); i >= 0 && hung.Add(1) == 1 {
 			inTurn <- struct{}{}
 			return modeltest.Step{Hang: true}
@@ -137,7 +141,7 @@ func TestRealOpenClaw(t *testing.T) {
 		return modeltest.Step{Text: "the model has answered"}
 	})
 	p := realOpenClaw(t, model.BaseURL())
-	b := gatewayOn(t, "one", newStore(t), agent.Runner{URL: fmt.Sprintf("ws://127.0.0.1:%d", p.port), Token: token, To: "claw"})
+	b, peer := gatewayAndPeer(t, "one", newStore(t), agent.Runner{URL: fmt.Sprintf("ws://127.0.0.1:%d", p.port), Token: token, To: "claw"})
 	// It is not there yet, so the first question waits.
 	first := begin(t, b, "hello", 10*time.Minute)
 	p.ready()
@@ -167,7 +171,30 @@ func TestRealOpenClaw(t *testing.T) {
 		}
 		t.Logf("answered after %s", time.Since(began).Round(time.Millisecond))
 	}
-	id := begin(t, b, "please hold", 10*time.Minute)
+	id := begin(t, b, "please wait", 10*time.Minute)
+	<-inTurn
+	peer.mu.Lock()
+	cut := peer.conn
+	peer.mu.Unlock()
+	cut.close()
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(20 * time.Millisecond) {
+		peer.mu.Lock()
+		again := peer.conn != cut
+		peer.mu.Unlock()
+		if again {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it does not connect again")
+		}
+	}
+	close(slow)
+	began := time.Now()
+	if reply, why, _ := end(id); reply != "the model has answered" || waits.Load() != 1 {
+		t.Errorf("cut off in the middle of a turn: %q %s, the model was asked %d times", reply, why, waits.Load())
+	}
+	t.Logf("cut off in the middle of a turn: answered %s after the model", time.Since(began).Round(time.Millisecond))
+	id = begin(t, b, "please hold", 10*time.Minute)
 	select {
 	case <-inTurn:
 	case <-time.After(time.Minute):
@@ -175,7 +202,7 @@ func TestRealOpenClaw(t *testing.T) {
 	}
 	p.end(syscall.SIGKILL)
 	p.start()
-	began := time.Now()
+	began = time.Now()
 	reply, why, unknown := end(id)
 	t.Logf("killed in the middle of the turn: after %s %q, unknown %v: %s (the model was asked %d times)", time.Since(began).Round(time.Second), reply, unknown, why, hung.Load())
 	if reply == "" && !unknown {

@@ -129,9 +129,10 @@ model: ## The protocol as a model, every state of it, and the real bus against i
 	@go test -tags proof -count 1 -v -timeout 60m -run '^TestProofModel$$' ./test -rapid.checks $(MODEL_RUNS) -rapid.seed $(MODEL_SEED) -args \
 	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
-flow: build consul ## The plan's flow: a chat message, a model that asks bobby, real checks, the answer; on three gateways and on one (FLOW_QUESTIONS)
+flow: build consul openclaw ## The plan's flow: a chat message, a model that asks bobby, real checks, the answer; on three gateways and on one; and with real OpenClaw agents (FLOW_QUESTIONS, FLOW_OPENCLAW, FLOW_KILLS)
 	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofFlow$$' ./test -args \
-	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT) $(if $(FLOW_QUESTIONS),-flow.questions $(FLOW_QUESTIONS))
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT) $(if $(FLOW_QUESTIONS),-flow.questions $(FLOW_QUESTIONS)) \
+  $(if $(FLOW_OPENCLAW),-flow.openclaw $(FLOW_OPENCLAW)) $(if $(FLOW_KILLS),-flow.kills $(FLOW_KILLS))
 
 failover: build consul ## Owners of the chat accounts end in every way, 50 times each, on three Consul servers with stock settings, while people write on all four channels (FAILOVERS, FAILOVER_SEED)
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailover$$' ./test -args \

@@ -20,11 +20,12 @@ import (
 
 // A daemon is one `gatemesh gateway` process.
 type daemon struct {
-	t    *testing.T
-	name string
-	url  string
-	cmd  *exec.Cmd
-	done chan struct{}
+	token string // what it is asked with
+	t     *testing.T
+	name  string
+	url   string
+	cmd   *exec.Cmd
+	done  chan struct{}
 }
 
 // startDaemon starts a gateway against one Consul server; bob may run on bobby-gateway first
@@ -116,6 +117,9 @@ func (d *daemon) call(method, path string, body any) (int, map[string]any) {
 	}
 	if r != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if d.token != "" {
+		req.Header.Set("Authorization", "Bearer "+d.token)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

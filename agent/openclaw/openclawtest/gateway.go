@@ -137,8 +137,12 @@ func (g *Gateway) Restart() {
 func (g *Gateway) Ready() {
 	g.t.Helper()
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodGet, g.HTTP()+"/readyz", nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
 	for deadline := time.Now().Add(readyWithin); ; <-time.After(100 * time.Millisecond) {
-		resp, err := client.Get(g.HTTP() + "/readyz")
+		resp, err := client.Do(req)
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

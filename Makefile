@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats openclaw openclaw-clients openclaw-runner chromium lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats openclaw openclaw-clients openclaw-runner inspector mcp chromium lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -118,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model adversary rotation failover flow bench soak ## All proofs
+prove: demo-proof model adversary rotation failover flow mcp bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -179,13 +179,20 @@ nomad: ## Nomad 1.10, unless one is on PATH or named by GATEMESH_NOMAD_BIN
 	if [ -n "$$found" ]; then echo "nomad: using $$found"; else test/tools/build nomad "2 to 8 minutes"; fi
 
 openclaw: ## OpenClaw and the Node that it needs, for the tests with the real programs (npm; about 1 GB)
-	@test/tools/openclaw
+	@test/tools/npm openclaw "half a minute to 5 minutes, about 1 GB" openclaw@2026.9.6 @openclaw/gateway-protocol@2026.9.1
+
+inspector: ## The MCP inspector and the Node that it needs (npm; about 300 MB)
+	@test/tools/npm inspector "a minute, about 300 MB" @modelcontextprotocol/inspector@2.12.0
 
 openclaw-runner: openclaw ## An agent of the mesh behind which an agent of a real OpenClaw gateway stands, which is killed in the middle of a turn
 	@go test -tags proof -count 1 -timeout 20m -v -run 'RealOpenClaw' ./agent/openclaw
 
+mcp: build consul openclaw inspector ## The MCP server, as the MCP inspector and agents of a real OpenClaw gateway use it
+	@go test -tags proof -count 1 -timeout 20m -v -run '^TestProofMCP$$' ./test -args \
+	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+
 openclaw-clients: openclaw ## OpenClaw's own programs (health, gateway call, agent, tui) against two gateways
-	@go test -count 1 -v -run 'OpenClawClients' ./gateway/openclawgw
+	@go test -count 1 -v -run 'OpenClawClients|Schema' ./gateway/openclawgw
 
 nats: ## The peer of the benchmark: three NATS JetStream servers in one program
 	@test/tools/build nats "1 minute"

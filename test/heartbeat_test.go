@@ -12,16 +12,38 @@ import (
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 	"github.com/gatemesh/gatemesh/gateway/slack/slacktest"
 )
 
 // TestInfrastructureHeartbeat: Bobby looks at the infrastructure by schedule, and Jerry has what changed posted in Slack. A service of a real Consul fails, the gateway that owns
-// Bobby is killed with -9, the service is well again: one alert and one all-clear are posted, and what was found last is beside Bobby's registry entry.
+// Bobby is killed with -9, the service is well again: one alert and one all-clear are posted, and what was found last is beside Bobby's registry entry. So it is with an allocation of
+// a real Nomad, whose task is replaced by one that fails.
 func TestInfrastructureHeartbeat(t *testing.T) {
 	binary := builtBinary(t)
 	c := cluster.ForTest(t, 3)
+	nomad, err := nomadapi.NewClient(&nomadapi.Config{Address: startNomad(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nomad.Close)
+	soonOr(t, "Nomad has no node", func() bool {
+		nodes, _, err := nomad.Nodes().List(nil)
+		return err == nil && len(nodes) == 1 && nodes[0].Status == nomadapi.NodeStatusReady
+	})
+	runShop(t, nomad, "/bin/sleep")
+	soonOr(t, "Nomad does not run the job", func() bool {
+		list, _, err := nomad.Jobs().Allocations("shop", false, nil)
+		running := 0
+		for _, a := range list {
+			if a.ClientStatus == nomadapi.AllocClientStatusRunning {
+				running++
+			}
+		}
+		return err == nil && running == 2
+	})
 	slack, err := slacktest.Start(slacktest.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -47,13 +69,13 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 			cron: { enabled: true },
 			channels: { slack: %s },
 			agents: { list: [
-				{ id: "bobby", workspace: %q, gateways: ["one", "two", "three"], runner: { kind: "checks", checks: ["consul"], alert: "jerry" } },
+				{ id: "bobby", workspace: %q, gateways: ["one", "two", "three"], runner: { kind: "checks", checks: ["consul", "nomad"], alert: "jerry" } },
 				{ id: "jerry", gateways: ["three", "two", "one"], runner: "echo", alerts: { channel: "slack", to: "channel:%s" } },
 			] },
 			mesh: { gateway: %q, consul: { address: %q }, dataDir: %q, policy: { rules: [
 				{ from: "cron", to: "bobby" }, { from: "bobby", to: "jerry", capability: "infra.alert" }, { from: "jerry", to: "channel-slack-default", capability: "channel.post" },
 			] } },
-		}`, port, slack.Settings(), workspace, slacktest.General, name, c.Addr(i), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(2))
+		}`, port, slack.Settings(), workspace, slacktest.General, name, c.Addr(i), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(2), "NOMAD_ADDR="+nomad.Address())
 	}
 	nodes := map[string]*daemon{"one": start("one", 0), "two": start("two", 1), "three": start("three", 2)}
 	witness := nodes["three"]
@@ -115,10 +137,25 @@ func TestInfrastructureHeartbeat(t *testing.T) {
 		t.Fatal(err)
 	}
 	witness.until("the all-clear is posted", func() bool { return len(posts()) > 1 })
-	since = time.Now().UTC().Add(2 * time.Second).Format(time.RFC3339)
-	witness.until("it goes on to look after it", func() bool { return note("last_check") > since })
+	looksOn := func() {
+		t.Helper()
+		since := time.Now().UTC().Add(2 * time.Second).Format(time.RFC3339)
+		witness.until("it goes on to look after it", func() bool { return note("last_check") > since })
+	}
+	looksOn()
+	// An allocation fails.
+	runShop(t, nomad, "/bin/false")
+	witness.until("Nomad's alert is posted", func() bool { return len(posts()) > 2 })
+	looksOn()
+	if result := note("last_check_result"); result != "alert: 1 failed allocations, 0 unhealthy services" {
+		t.Errorf("%q", result)
+	}
+	runShop(t, nomad, "/bin/sleep")
+	witness.until("Nomad's all-clear is posted", func() bool { return len(posts()) > 3 })
+	looksOn()
 	got := posts()
-	if len(got) != 2 || !strings.Contains(got[0], slacktest.General+" bobby: alert: ") || !strings.Contains(got[1], slacktest.General+" bobby: all clear again") {
+	alert, clear := slacktest.General+" bobby: alert: ", slacktest.General+" bobby: all clear again"
+	if len(got) != 4 || !strings.Contains(got[0], alert) || !strings.Contains(got[1], clear) || !strings.Contains(got[2], alert+"1 failed allocations") || !strings.Contains(got[3], clear) {
 		t.Errorf("posted: %q", got)
 	}
 }

@@ -61,22 +61,8 @@ func TestInfraCheckOnRealServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := func(command string) { // what the database runs; the web beside it keeps the job alive
-		t.Helper()
-		never := 0
-		job := nomadapi.NewServiceJob("shop", "shop", "global", 50)
-		for group, command := range map[string]string{"web": "/bin/sleep", "db": command} {
-			g := nomadapi.NewTaskGroup(group, 1).AddTask(nomadapi.NewTask(group, "raw_exec").SetConfig("command", command).SetConfig("args", []string{"3600"}))
-			g.RestartPolicy = &nomadapi.RestartPolicy{Attempts: &never, Mode: new("fail")}
-			g.ReschedulePolicy = &nomadapi.ReschedulePolicy{Attempts: &never, Unlimited: new(false)}
-			job.AddTaskGroup(g)
-		}
-		if _, _, err := nomadClient.Jobs().Register(job, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
 	says("alert: 0 failed allocations, 1 unhealthy services")
-	run("/bin/false")
+	runShop(t, nomadClient, "/bin/false")
 	r := says("alert: 1 failed allocations, 1 unhealthy services")
 	if text := r.Text(); !strings.Contains(text, "traefik") || !strings.Contains(text, "shop.db[0]") {
 		t.Errorf("the report names neither service nor allocation:\n%s", text)
@@ -85,9 +71,25 @@ func TestInfraCheckOnRealServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	says("alert: 1 failed allocations, 0 unhealthy services")
-	run("/bin/sleep")
+	runShop(t, nomadClient, "/bin/sleep")
 	if r := says("all-healthy"); r.Nomad.Jobs != 1 || r.Consul.Services != 2 {
 		t.Errorf("the healthy report is %+v", r)
+	}
+}
+
+// runShop runs a job whose database is a program; the web beside it keeps the job alive.
+func runShop(t *testing.T, client *nomadapi.Client, database string) {
+	t.Helper()
+	never := 0
+	job := nomadapi.NewServiceJob("shop", "shop", "global", 50)
+	for group, command := range map[string]string{"web": "/bin/sleep", "db": database} {
+		g := nomadapi.NewTaskGroup(group, 1).AddTask(nomadapi.NewTask(group, "raw_exec").SetConfig("command", command).SetConfig("args", []string{"3600"}))
+		g.RestartPolicy = &nomadapi.RestartPolicy{Attempts: &never, Mode: new("fail")}
+		g.ReschedulePolicy = &nomadapi.ReschedulePolicy{Attempts: &never, Unlimited: new(false)}
+		job.AddTaskGroup(g)
+	}
+	if _, _, err := client.Jobs().Register(job, nil); err != nil {
+		t.Fatal(err)
 	}
 }
 

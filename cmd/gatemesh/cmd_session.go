@@ -1,13 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -127,80 +125,6 @@ func sessionKey(key string) (id, conversation string, err error) {
 	return parts[1], parts[2], nil
 }
 
-func (a *app) costCommand() *cobra.Command {
-	var only, day, by string
-	c := &cobra.Command{
-		Use: "cost", Short: "Show what agents' models cost: tokens and US dollars by day, agent and model",
-		Long: `Show what the models of agents cost, by the prices in models.providers. Days are UTC. A model without a
-price costs nothing. Costs are kept for 62 days. What an attempt cost that failed counts, too.`,
-		Args: cobra.NoArgs,
-		RunE: body(func(cmd *cobra.Command, _ []string) error {
-			if !slices.Contains([]string{"", "conversation"}, by) {
-				return failf(exitUsage, "--by %q is not conversation", by)
-			}
-			return a.call(cmd.Context(), func(ctx context.Context, c *client) error {
-				costs, err := c.costs(ctx, only, day)
-				if err != nil {
-					return err
-				}
-				if a.asJSON {
-					return a.printer().json(costs)
-				}
-				a.printCosts(costs, by == "conversation")
-				return nil
-			})
-		}),
-	}
-	c.Flags().StringVar(&only, "agent", "", "only those of this agent")
-	c.Flags().StringVar(&day, "day", "", "only this day, as 2027-01-31")
-	c.Flags().StringVar(&by, "by", "", "conversation: a line for each conversation")
-	return c
-}
-
-// costLine is what a line of the table is for.
-type costLine struct{ day, agent, model, conversation string }
-
-func (a *app) printCosts(costs []agent.Cost, conversations bool) {
-	var order []costLine
-	sums := map[costLine]agent.ModelCost{}
-	var total agent.ModelCost
-	for _, c := range costs {
-		for model, mc := range c.Models {
-			at := costLine{c.Day, c.Agent, model, ""}
-			if conversations {
-				at.conversation = c.Conversation
-			}
-			if _, ok := sums[at]; !ok {
-				order = append(order, at)
-			}
-			sums[at] = sums[at].Plus(mc)
-			total = total.Plus(mc)
-		}
-	}
-	slices.SortFunc(order, func(x, y costLine) int {
-		return cmp.Or(cmp.Compare(y.day, x.day), cmp.Compare(x.agent, y.agent), cmp.Compare(x.model, y.model), cmp.Compare(x.conversation, y.conversation))
-	})
-	heads := []string{"DAY", "AGENT", "MODEL", "CALLS", "TOKENS IN", "TOKENS OUT", "USD"}
-	if conversations {
-		heads = append(heads, "CONVERSATION")
-	}
-	t := newTable(heads...)
-	line := func(at costLine, mc agent.ModelCost) {
-		cells := []any{at.day, at.agent, at.model, fmt.Sprint(mc.Calls), fmt.Sprint(mc.In), fmt.Sprint(mc.Out), fmt.Sprintf("%.4f", mc.USD)}
-		if conversations {
-			cells = append(cells, at.conversation)
-		}
-		t.add(cells...)
-	}
-	for _, at := range order {
-		line(at, sums[at])
-	}
-	if len(order) > 1 {
-		line(costLine{day: "total"}, total)
-	}
-	a.printer().table(t, "no costs are known (they come with the first call of a model)")
-}
-
 func (c *client) sessions(ctx context.Context, id string) ([]gateway.SessionInfo, error) {
 	out := gateway.SessionsResponse{Sessions: []gateway.SessionInfo{}}
 	err := c.do(ctx, http.MethodGet, "v1/sessions", query("agent", id), nil, &out)
@@ -212,13 +136,6 @@ func (c *client) session(ctx context.Context, id, conversation string) (out agen
 	return out, err
 }
 
-func (c *client) costs(ctx context.Context, id, day string) ([]agent.Cost, error) {
-	out := gateway.CostsResponse{Costs: []agent.Cost{}}
-	err := c.do(ctx, http.MethodGet, "v1/costs", query("agent", id, "day", day), nil, &out)
-	return out.Costs, err
-}
-
-// query is a query of the pairs that have a value.
 func query(pairs ...string) url.Values {
 	q := url.Values{}
 	for i := 0; i+1 < len(pairs); i += 2 {

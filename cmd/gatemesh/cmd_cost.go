@@ -125,7 +125,7 @@ func estimates(costs []agent.Cost, now time.Time) []costEstimate {
 	}
 	list, total := []costEstimate{}, costEstimate{Agent: "total"}
 	for id, mc := range sums {
-		e := costEstimate{Agent: id, Days: 1, Calls: int64(mc.Calls), Tokens: int64(mc.In + mc.Out), USD: mc.USD}
+		e := costEstimate{Agent: id, Days: 1, Calls: mc.Calls, Tokens: mc.In + mc.Out, USD: mc.USD}
 		if began, err := time.Parse(time.DateOnly, first[id]); err == nil {
 			e.Days = max(1, int(now.UTC().Sub(began)/(24*time.Hour))+1)
 		}

@@ -228,6 +228,8 @@ type AgentConfig struct {
 	_             struct{}      `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
 
 	path string // where it stood in the file: agents.list[1], agents.entries.bobby
+	// keyless is why its model is not asked although nobody chose another runner; empty: it is, or there is none.
+	keyless string
 }
 
 // RunnerConfig is what answers an agent's messages. A key that its kind does not use is

@@ -74,7 +74,7 @@ func (t TokenConfig) ends() (time.Time, error) {
 }
 
 // Warnings names what is allowed and not wise: to be reached by others without TLS or around Tailscale, a token that can be
-// guessed, one that has expired. Call Normalize first.
+// guessed, one that has expired; an agent whose model has no key. Call Normalize first.
 func (c *Config) Warnings() []Warning {
 	v := &configValidator{cfg: c}
 	g := c.Gateway
@@ -98,6 +98,7 @@ func (c *Config) Warnings() []Warning {
 			v.errorf(fmt.Sprintf("gateway.auth.tokens[%d].expires", i), "the token %s has expired: nobody comes in with it", t.Name)
 		}
 	}
+	v.keyless()
 	warnings := make([]Warning, 0, len(v.problems))
 	for _, p := range v.problems {
 		warnings = append(warnings, Warning{p, SeverityWarning})

@@ -164,10 +164,13 @@ func (c *Config) modelSpec(name string) (agent.ModelSpec, *modelError) {
 	return s, nil
 }
 
-// canThink reports whether an agent has a model that can be asked.
-func (c *Config) canThink(a AgentConfig) bool {
-	specs, err := c.modelsOf(a)
-	return err == nil && len(specs) > 0
+// keyless warns of agents that would ask a model and do not, because nobody told its key: they relay, and nothing else would say so.
+func (v *configValidator) keyless() {
+	for i, a := range v.cfg.Agents.List {
+		if a.keyless != "" {
+			v.errorf(cfgItemPath(reflect.ValueOf(a), fmt.Sprintf("agents.list[%d]", i))+".model", "%s; until then %s relays what it is asked, as agents do that have no model", a.keyless, a.ID)
+		}
+	}
 }
 
 // models checks the providers, and what agents name of them. A missing key stops only an agent that was told to think.

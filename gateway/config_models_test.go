@@ -117,3 +117,31 @@ func TestConfigModelsBad(t *testing.T) {
 		})
 	}
 }
+
+// An agent that would think and has no key relays, and that is said.
+func TestKeylessModelIsToldOf(t *testing.T) {
+	for _, c := range []struct {
+		agent, key string
+		says       string
+	}{
+		{`{ id: "jerry", model: "anthropic/claude" }`, "", "until then jerry relays"},
+		{`{ id: "jerry", model: "anthropic/claude" }`, "secret", ""},
+		{`{ id: "jerry", model: "anthropic/claude", runner: "relay" }`, "", ""},
+		{`{ id: "jerry" }`, "", ""},
+	} {
+		cfg, _, err := ParseConfig("c.json5", []byte(`{ agents: { list: [`+c.agent+`] } }`), func(name string) (string, bool) {
+			return c.key, name == "ANTHROPIC_API_KEY" && c.key != ""
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Normalize()
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprint(cfg.Warnings())
+		if got := strings.Contains(text, "relays"); got != (c.says != "") || !strings.Contains(text, c.says) || strings.Contains(text, "secret") {
+			t.Errorf("%s: %s", c.agent, text)
+		}
+	}
+}

@@ -127,8 +127,14 @@ func (c *Config) normalizeAgents() {
 			own := a.Runner
 			a.Runner = def.Runner
 			cfgOverlay(reflect.ValueOf(&a.Runner).Elem(), reflect.ValueOf(own))
-			if noRunner && c.canThink(*a) {
-				a.Runner.Kind = runnerLLM
+			if noRunner {
+				specs, err := c.modelsOf(*a)
+				switch {
+				case err == nil && len(specs) > 0:
+					a.Runner.Kind = runnerLLM
+				case err != nil && err.noKey:
+					a.keyless = err.message
+				}
 			}
 		}
 		// An explicit 0 stays, for Validate to refuse.

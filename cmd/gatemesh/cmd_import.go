@@ -127,7 +127,7 @@ func ignoredBecause(key string) string {
 		{"sandbox.scope", "each run is confined for itself"},
 		{"cron.sessionRetention", "the session of a job is kept as long as every other"},
 		{"tailscale", "the gateway listens where gateway.bind says; put Tailscale Serve before it"},
-		{"skills", "skills are not read by this version"},
+		{"skills", "skills are read from the agents' workspaces (gatemesh skills)"},
 		{"logging", "the log is mesh.log"},
 		{"update", "OpenClaw's own updates"},
 	} {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -130,7 +131,10 @@ func TestKeylessModelIsToldOf(t *testing.T) {
 		{`{ id: "jerry" }`, "", ""},
 	} {
 		cfg, _, err := ParseConfig("c.json5", []byte(`{ agents: { list: [`+c.agent+`] } }`), func(name string) (string, bool) {
-			return c.key, name == "ANTHROPIC_API_KEY" && c.key != ""
+			if name != "ANTHROPIC_API_KEY" {
+				return "", false
+			}
+			return c.key, c.key != ""
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -330,7 +330,7 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 	case opStopRun:
 		return ib.stopRun(m)
 	case opCancel:
-		return ib.cancelTask(m)
+		return ib.cancelTask(ctx, m)
 	case opTransfer:
 		return ib.transfer(m)
 	}

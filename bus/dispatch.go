@@ -33,9 +33,15 @@ type job struct {
 
 	mu  sync.Mutex
 	del envelope.Delivery
-	// run is where a task of a queue is worked on, and cancelRun ends the wait for it.
-	run       *taskRun
-	cancelRun context.CancelCauseFunc
+	// run is where a task of a queue is worked on.
+	run *taskRun
+	// handling: it is in the hands of handle. stop ends the attempt that runs; nil: none does. cancelled is why the message is to be
+	// given up when that has ended. gone is closed with the message's end (left); nil until somebody waits for it.
+	handling  bool
+	left      bool
+	stop      func(cause error)
+	cancelled error
+	gone      chan struct{}
 	// parked: it has a record of its own, or one is on its way; at is the record's index
 	// (the writer's).
 	parked bool
@@ -78,6 +84,8 @@ type conversation struct {
 	queue []*job
 	// last is the newest that was put in, in the queue or out of it.
 	last *job
+	// asleep: nothing of it is handled before its first message is due.
+	asleep bool
 }
 
 func (j *job) event(name string) Event {
@@ -142,9 +150,12 @@ func (ib *inbox) toConversation(j *job) int {
 	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
 	if d := j.due(); d > 0 {
+		c.asleep = true
 		ib.delayLocked(ib.b.now().Add(d), func() {
-			j.waited = true
-			ib.converse(key, c)
+			if c.asleep {
+				c.asleep, j.waited = false, true
+				ib.converse(key, c)
+			}
 		})
 		return 0
 	}
@@ -175,7 +186,11 @@ func (ib *inbox) converse(key string, c *conversation) {
 // handle takes a message through its attempts until it has an end, or the inbox.
 func (j *job) handle() {
 	ib := j.ib
-	if j.del.State == envelope.Delivered {
+	left, ok := j.takeUp()
+	if !ok {
+		return // it was cancelled while it waited for its turn
+	}
+	if left {
 		if !j.begin() {
 			return
 		}
@@ -190,7 +205,11 @@ func (j *job) handle() {
 		}
 	}
 	for ib.intake.Err() == nil {
-		if !j.waited && !wait(ib.intake, j.due()) {
+		if cause := j.givenUp(); cause != nil {
+			j.dead(envelope.ClassCancelled, cause)
+			return
+		}
+		if !j.waited && !j.rest() {
 			return
 		}
 		j.waited = false
@@ -546,6 +565,7 @@ func (j *job) acked(m *Incoming) (end bool) {
 		}
 	}
 	ib.b.writer.submit(u)
+	j.farewell()
 	return true
 }
 
@@ -652,17 +672,24 @@ func (j *job) handover() {
 }
 
 // dead gives a message up: a dead letter with everything known, and the sender is told.
-func (j *job) dead(class envelope.Class, cause error) {
+func (j *job) dead(class envelope.Class, cause error) { j.deadIf(nil, class, cause) }
+
+// deadIf is dead, if the message has not ended and may (called with j.mu held; nil: yes) says so; it reports whether that was so.
+func (j *job) deadIf(may func() bool, class envelope.Class, cause error) bool {
 	ib := j.ib
 	now := envelope.At(ib.b.now())
 	j.mu.Lock()
+	if j.ended || may != nil && !may() {
+		j.mu.Unlock()
+		return false
+	}
 	if err := j.undecided(); err != nil && class != envelope.ClassUnknown {
 		class, cause = envelope.ClassUnknown, fmt.Errorf("%w; it ended as %s: %w", err, class, cause)
 	}
 	if err := j.del.Move(envelope.DeadLetter, now); err != nil {
 		j.mu.Unlock()
 		ib.b.log.Error("illegal move", "message_id", j.env.MessageID, "error", err)
-		return
+		return false
 	}
 	j.del.Class, j.del.LastError = class, cause.Error()
 	j.del.Owner = ib.b.cfg.Gateway
@@ -687,6 +714,8 @@ func (j *job) dead(class envelope.Class, cause error) {
 		}
 	}
 	ib.b.writer.submit(u)
+	j.farewell()
+	return true
 }
 
 // RetryPolicy says how failed attempts are repeated.

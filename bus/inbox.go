@@ -45,6 +45,9 @@ type AgentSpec struct {
 	Unique bool
 	// Eager: a [Resident] begins with the term, beside the reading of what waits; see [Term.CaughtUp].
 	Eager bool
+	// Waits picks messages whose handler does nothing but wait for answers ([Incoming.Ask]). They take no place of MaxConcurrent: what they
+	// wait for may need one in this very inbox. Nil: none. It must not look at the payload.
+	Waits func(*envelope.Envelope) bool
 }
 
 // A Handler does an agent's work.

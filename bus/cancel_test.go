@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,12 +199,14 @@ func TestCancelWhatIsNotRead(t *testing.T) {
 			<-hold
 			return nil
 		})
-		ids := make([]string, 2200)
-		for i := range ids {
-			ids[i] = b.send(other, "bob", "x", func(o *bus.Outgoing) { o.TTL = time.Hour })
+		hour := func(o *bus.Outgoing) { o.TTL = time.Hour }
+		var wg sync.WaitGroup
+		for range 2200 {
+			wg.Go(func() { b.send(other, "bob", "x", hour) })
 		}
+		wg.Wait()
+		last := b.send(other, "bob", "last", hour)
 		b.pass(time.Second)
-		last := ids[len(ids)-1]
 		if _, err := g.CancelMessage(b.Context(), last, "admin"); !errors.Is(err, bus.ErrUnread) {
 			b.Errorf("%v", err)
 		}

@@ -98,6 +98,7 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/deadletters/redrive", roleOperate, MaxOrderBytes, g.postDeadLetters(redrive)),
 		at("POST /v1/deadletters/purge", roleOperate, MaxOrderBytes, g.postDeadLetters(purge)),
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
+		at("POST /v1/messages/{id}/cancel", roleOperate, MaxOrderBytes, g.postMessageCancel),
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
 		at("POST /v1/cron", roleOperate, MaxOrderBytes, g.postCron),

@@ -161,25 +161,15 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var o TaskOrder
-	if err := decodeBody(r, &o); err != nil {
-		return err
-	}
-	wait, err := parseWaiting(WaitAcked, o.Timeout)
+	o, wait, err := cancelOrder(r)
 	if err != nil {
 		return err
-	}
-	if o.By == "" {
-		o.By = DefaultFrom
-	}
-	if len(o.By) > longestBy || strings.ContainsFunc(o.By, unicode.IsControl) {
-		return badRequest("by", "by %q is more than %d bytes or holds control characters", clipText(o.By, 40), longestBy)
 	}
 	b, err := g.ready()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := g.patient(w, r, wait.timeout)
+	ctx, cancel := g.patient(w, r, wait)
 	defer cancel()
 	switch err := b.CancelTask(ctx, queue, id, o.By); {
 	case err == nil:
@@ -197,4 +187,50 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return aboutMessage(err, id)
 	}
+}
+
+// cancelOrder reads a TaskOrder, and how long to wait.
+func cancelOrder(r *http.Request) (o TaskOrder, wait time.Duration, err error) {
+	if err := decodeBody(r, &o); err != nil {
+		return o, 0, err
+	}
+	w, err := parseWaiting(WaitAcked, o.Timeout)
+	if err != nil {
+		return o, 0, err
+	}
+	if o.By == "" {
+		o.By = DefaultFrom
+	}
+	if len(o.By) > longestBy || strings.ContainsFunc(o.By, unicode.IsControl) {
+		return o, 0, badRequest("by", "by %q is more than %d bytes or holds control characters", clipText(o.By, 40), longestBy)
+	}
+	return o, w.timeout, nil
+}
+
+// postMessageCancel is POST /v1/messages/{id}/cancel.
+func (g *Gateway) postMessageCancel(w http.ResponseWriter, r *http.Request) error {
+	id, err := messageIDParam("id", r.PathValue("id"), false)
+	if err != nil {
+		return err
+	}
+	o, wait, err := cancelOrder(r)
+	if err != nil {
+		return err
+	}
+	b, err := g.ready()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := g.patient(w, r, wait)
+	defer cancel()
+	class, err := b.CancelMessage(ctx, id, o.By)
+	switch {
+	case err == nil:
+		return writeJSON(w, http.StatusOK, MessageCancelled{MessageID: id, Class: class, By: o.By})
+	case r.Context().Err() != nil:
+		return r.Context().Err()
+	case ctx.Err() != nil:
+		return &APIError{status: http.StatusGatewayTimeout, Code: CodeTimeout, MessageID: id, Message: err.Error()}
+	}
+	return aboutMessage(err, id)
 }

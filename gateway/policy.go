@@ -20,7 +20,7 @@ import (
 type PolicyConfig struct {
 	Default   string       `json:"default" def:"deny" enum:"deny|allow" doc:"What holds for a message from another gateway that no rule is about. Messages of this gateway's own agents and clients are allowed."`
 	Rules     []PolicyRule `json:"rules" doc:"In order: the first rule that is about a message decides."`
-	Operators []string     `json:"operators" def:"*" doc:"Gateways (patterns) whose operators may give orders here: redrive and purge of dead letters, cancelling of tasks."`
+	Operators []string     `json:"operators" def:"*" doc:"Gateways (patterns) whose operators may give orders here: redrive and purge of dead letters, cancelling of messages and tasks."`
 }
 
 // PolicyRule is one rule. In its patterns * is any text, ? one letter and [abc] one of these; empty is *.

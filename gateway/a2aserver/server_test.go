@@ -228,9 +228,6 @@ func TestStream(t *testing.T) {
 		t.Fatalf("%+v at once", task)
 	}
 	<-w.entered
-	if _, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: task.ID}); !errors.Is(err, a2a.ErrTaskNotCancelable) {
-		t.Errorf("cancel what an agent was asked: %v", err)
-	}
 	let := false
 	tell := func(events func(func(a2a.Event, error) bool)) (states []a2a.TaskState, text string) {
 		for ev, err := range events {
@@ -264,6 +261,46 @@ func TestStream(t *testing.T) {
 		if !errors.Is(err, a2a.ErrUnsupportedOperation) {
 			t.Errorf("subscribe to what has ended: %v", err)
 		}
+	}
+}
+
+// A question is given up from any gateway: while the agent works on it, and while it waits behind another one. What has ended cannot be.
+func TestCancelQuestion(t *testing.T) {
+	w := &worker{entered: make(chan struct{}, 8), leave: make(chan struct{})}
+	urls := mesh(t, w)
+	c, edge := mustClient(t, urls[0], "bobby"), mustClient(t, urls[len(urls)-1], "bobby")
+	ask := func(text string) (*a2a.SendMessageRequest, *a2a.Task) {
+		req := asks(text)
+		req.Message.ContextID = "talk"
+		req.Config = &a2a.SendMessageConfig{ReturnImmediately: true}
+		return req, send(t, c, req)
+	}
+	_, running := ask("hold this")
+	<-w.entered
+	req, waiting := ask("hold that, too")
+	if _, err := mustClient(t, urls[0], "own-edge").CancelTask(within(t), &a2a.CancelTaskRequest{ID: waiting.ID}); !errors.Is(err, a2a.ErrTaskNotFound) {
+		t.Errorf("another agent's: %v", err)
+	}
+	for _, id := range []a2a.TaskID{waiting.ID, running.ID} {
+		task, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: id})
+		if err != nil || task.Status.State != a2a.TaskStateCanceled {
+			t.Fatalf("%+v, %v", task, err)
+		}
+	}
+	if got := send(t, c, &a2a.SendMessageRequest{Message: req.Message}); got.Status.State != a2a.TaskStateCanceled {
+		t.Errorf("the same question again: %+v", got.Status)
+	}
+	done := send(t, c, asks("quick"))
+	if n := w.count.Load(); n != 2 || done.Status.State != a2a.TaskStateCompleted {
+		t.Errorf("the agent worked %d times, %+v", n, done.Status)
+	}
+	for _, id := range []a2a.TaskID{waiting.ID, running.ID, done.ID} {
+		if _, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: id}); !errors.Is(err, a2a.ErrTaskNotCancelable) {
+			t.Errorf("what has ended: %v", err)
+		}
+	}
+	if _, err := c.CancelTask(within(t), &a2a.CancelTaskRequest{ID: a2a.TaskID(envelope.NewID())}); !errors.Is(err, a2a.ErrTaskNotFound) {
+		t.Errorf("nothing: %v", err)
 	}
 }
 

@@ -322,7 +322,7 @@ func (t *thinker) beginRun(ctx context.Context, m *bus.Incoming, s *session) (*r
 	}
 	e := m.Envelope()
 	var p runPayload
-	if json.Unmarshal(e.Payload, &p) != nil || p.Run == nil {
+	if readable := json.Unmarshal(e.Payload, &p) == nil; !readable || p.Run == nil {
 		return nil, nil //nolint:nilnil // somebody says something in it
 	}
 	s.rec.Sub = &SubSession{Label: clip(p.Run.Label, maxLabel), SpawnedBy: clip(p.Run.SpawnedBy, 200), Status: SubRunning, Until: e.ExpiresAt().UTC()}

@@ -495,7 +495,9 @@ func TestSpawnDepth(t *testing.T) {
 // What an agent says to itself is not for others to say: neither a run nor an announcement.
 func TestSpawnIsTheAgentsOwn(t *testing.T) {
 	inHouse(t, Spec{}, func(h *house) {
-		h.model = func(_ context.Context, said string, _ Prompt) (*Completion, error) { return answersText("I heard " + said), nil }
+		h.model = func(_ context.Context, said string, _ Prompt) (*Completion, error) {
+			return answersText("I heard " + said), nil
+		}
 		b := h.gateway("one")
 		h.jerry(b, 0)
 		h.chat(b)

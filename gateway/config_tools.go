@@ -30,14 +30,6 @@ func (c *Config) sessionsOf(a AgentConfig) []string {
 	return nil
 }
 
-// spawnsOf are the agents that an agent may start sub-sessions of beside its own.
-func (c *Config) spawnsOf(a AgentConfig) []string {
-	if len(a.Subagents.AllowAgents) > 0 {
-		return a.Subagents.AllowAgents
-	}
-	return c.Agents.Defaults.Subagents.AllowAgents
-}
-
 // execOf is how an agent may run programs.
 func (c *Config) execOf(a AgentConfig) agent.ExecSpec {
 	all, own := c.Tools.Exec, a.Tools.Exec

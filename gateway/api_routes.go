@@ -84,6 +84,7 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
+		at("POST /v1/messages/{id}/cancel", roleSend, MaxOrderBytes, g.postMessageCancel), // of what others asked: operate
 		at(modelsRoute, roleRead, 0, g.getModels),
 		at(modelRoute, roleRead, 0, g.getModel),
 		at(completionsRoute, roleSend, MaxBodyBytes, g.postCompletion),
@@ -98,7 +99,6 @@ func (g *Gateway) routes() []route {
 		at("POST /v1/deadletters/redrive", roleOperate, MaxOrderBytes, g.postDeadLetters(redrive)),
 		at("POST /v1/deadletters/purge", roleOperate, MaxOrderBytes, g.postDeadLetters(purge)),
 		at("POST /v1/queues/{queue}/tasks/{id}/cancel", roleOperate, MaxOrderBytes, g.postCancel),
-		at("POST /v1/messages/{id}/cancel", roleOperate, MaxOrderBytes, g.postMessageCancel),
 		at("POST /v1/owners/{duty}/transfer", roleOperate, MaxOrderBytes, g.postOwner(true)),
 		at("POST /v1/owners/{duty}/release", roleOperate, MaxOrderBytes, g.postOwner(false)),
 		at("POST /v1/cron", roleOperate, MaxOrderBytes, g.postCron),

@@ -207,6 +207,26 @@ func cancelOrder(r *http.Request) (o TaskOrder, wait time.Duration, err error) {
 	return o, w.timeout, nil
 }
 
+// AskedBy is the correlation id of a message by which a token shows that it sent it: with that it may cancel the message without the role operate.
+func AskedBy(token, id string) string { return envelope.DerivedID("asked-by/"+token, id) }
+
+// mayCancel refuses who has not the role to take away from others, unless it is his own.
+func mayCancel(r *http.Request, b *bus.Bus, id string) error {
+	c := callerOf(r)
+	if c == nil || c.role >= roleOperate {
+		return nil
+	}
+	st, err := b.Lookup(r.Context(), id)
+	switch {
+	case err != nil:
+		return aboutMessage(err, id)
+	case st.Envelope == nil || st.Envelope.CorrelationID != AskedBy(c.name, id):
+		return &APIError{status: http.StatusForbidden, Code: CodeRole, MessageID: id,
+			Message: fmt.Sprintf("this needs the role %s, and the token %s has the role %s: it gives up what it asked itself by A2A, and no more", roleOperate, c.name, c.role)}
+	}
+	return nil
+}
+
 // postMessageCancel is POST /v1/messages/{id}/cancel.
 func (g *Gateway) postMessageCancel(w http.ResponseWriter, r *http.Request) error {
 	id, err := messageIDParam("id", r.PathValue("id"), false)
@@ -219,6 +239,9 @@ func (g *Gateway) postMessageCancel(w http.ResponseWriter, r *http.Request) erro
 	}
 	b, err := g.ready()
 	if err != nil {
+		return err
+	}
+	if err := mayCancel(r, b, id); err != nil {
 		return err
 	}
 	ctx, cancel := g.patient(w, r, wait)

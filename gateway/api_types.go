@@ -20,7 +20,8 @@ import (
 //	POST /v1/messages          SendRequest -> MessageStatus
 //	GET  /v1/messages          MessagesResponse: newest first, ?limit=N (50, at most 500)
 //	GET  /v1/messages/{id}     MessageStatus; ?wait=delivered|acked|replied&timeout=30s waits first
-//	POST /v1/messages/{id}/cancel  TaskOrder -> MessageCancelled: given up, by the owner of the inbox that it is in
+//	POST /v1/messages/{id}/cancel  TaskOrder -> MessageCancelled: given up, by the owner of the inbox that it is in; a token
+//	                           with the role send gives up what it asked by A2A
 //	GET  /v1/agents            AgentsResponse; ?capability=infra.check
 //	GET  /v1/gateways          GatewaysResponse
 //	GET  /v1/inboxes           InboxesResponse

@@ -143,13 +143,14 @@ func (e *refusal) Unwrap() error {
 	return a2a.ErrInvalidParams
 }
 
-// taskID is the id of the task that a message begins: the message's in the mesh.
-func (s *server) taskID(ctx context.Context, messageID string) (string, error) {
+// taskID is the id of the task that a message begins, the message's in the mesh; and the mark by which its sender may cancel it.
+func (s *server) taskID(ctx context.Context, messageID string) (id, mark string, err error) {
 	var who gateway.StatusResponse
 	if err := s.api(ctx, http.MethodGet, "/v1/status", nil, &who); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return envelope.DerivedID("a2a/"+who.Caller, s.agent+"/"+messageID), nil
+	id = envelope.DerivedID("a2a/"+who.Caller, s.agent+"/"+messageID)
+	return id, gateway.AskedBy(who.Caller, id), nil
 }
 
 // begin sends a message, unless it was sent before at whichever gateway, and says what is known of it then.
@@ -164,7 +165,7 @@ func (s *server) begin(ctx context.Context, m *a2a.Message) (st gateway.MessageS
 	if err := fill(&req, m.Parts); err != nil {
 		return st, err
 	}
-	if req.ID, err = s.taskID(ctx, m.ID); err != nil {
+	if req.ID, req.CorrelationID, err = s.taskID(ctx, m.ID); err != nil {
 		return st, err
 	}
 	if req.ConversationID == "" {
@@ -315,8 +316,8 @@ func (s *server) stream(ctx context.Context, st gateway.MessageStatus, yield fun
 	}
 }
 
-// CancelTask implements a2asrv.RequestHandler: what has not ended can be given up by who may (the role operate), also while the agent works on it. What
-// that did outside of the mesh by then stays done; where the mesh cannot know whether it was done, the task has failed.
+// CancelTask implements a2asrv.RequestHandler: what has not ended can be given up by the token that asked it, and by any with the role operate, also while
+// the agent works on it. What that did outside of the mesh by then stays done; where the mesh cannot know whether it was done, the task has failed.
 func (s *server) CancelTask(ctx context.Context, req *a2a.CancelTaskRequest) (*a2a.Task, error) {
 	st, err := s.look(ctx, string(req.ID), "")
 	if err != nil {

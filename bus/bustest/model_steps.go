@@ -388,16 +388,35 @@ func (m *Model) ownerSteps(s modelState, g uint8, do doer, fault func(string, ui
 			n.Left.Redrives--
 			m.write(n, m.behind(&s, t), func(t modelStep, n modelState) { t.fault = true; emit(t, n) })
 		}
+		m.cancelSteps(s, g, uint8(i), fault, emit)
 	}
 	if gw.Stopping && !busy && gw.Skip == 0 {
 		write(modelTxn{Kind: txnRelease, Gateway: g, Session: gw.Session})
 	}
 }
 
+// cancelSteps gives a message up, whatever it waits for and whoever works on it: the dead letter is written before anything else is done with it.
+func (m *Model) cancelSteps(s modelState, g, i uint8, fault func(string, uint8, int, func(*Faults) *uint8, func(*modelState)), emit func(modelStep, modelState)) {
+	gw := &s.Gw[g]
+	if p := gw.Job[i].Phase; p == jobNone || p == jobHalf || gw.Stopping || gw.Wait.Kind != txnNone || s.Left.Cancels == 0 {
+		return
+	}
+	if m.Mutation == CancelUnwritten {
+		fault("cancels", g, int(i), func(f *Faults) *uint8 { return &f.Cancels }, func(n *modelState) { n.Gw[g].Job[i] = modelJob{} })
+		return
+	}
+	n := s
+	n.Left.Cancels--
+	m.write(n, m.behind(&s, m.txn(&s, g, txnDead, i)), func(t modelStep, n modelState) { t.fault = true; emit(t, n) })
+}
+
 // jobSteps is what can happen to one message in an owner's hands.
 func (m *Model) jobSteps(s *modelState, g, i uint8, do doer, write func(modelTxn)) {
 	gw := &s.Gw[g]
 	job := &gw.Job[i]
+	if gw.Wait.Kind == txnDead && gw.Wait.Msg == i {
+		return // in memory it has ended
+	}
 	record := func(state uint8) {
 		t := m.txn(s, g, txnRecord, i)
 		t.Rec.State = state
@@ -430,7 +449,7 @@ func (m *Model) jobSteps(s *modelState, g, i uint8, do doer, write func(modelTxn
 		default:
 			do("begins", g, int(i), func(n *modelState) {
 				n.Gw[g].Job[i].Phase = jobRunning
-				if n.Lock == gw.Session && n.Msg[i].Receipt == modelAcked {
+				if n.Lock == gw.Session && (n.Msg[i].Receipt == modelAcked || n.Msg[i].Dead) {
 					n.Broken |= brokenAgain
 				}
 			})

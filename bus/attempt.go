@@ -247,10 +247,18 @@ func (j *job) ackTimeout() time.Duration {
 
 // begin is the start of the message's turn. A message that was spilled is read again.
 func (j *job) begin() bool {
+	j.mu.Lock()
+	j.ahead = nil
+	j.mu.Unlock()
+	return j.load()
+}
+
+// load has the whole message in memory, to stay; false: the inbox is given up meanwhile.
+func (j *job) load() bool {
 	j.waking.Lock()
 	defer j.waking.Unlock()
 	j.mu.Lock()
-	j.started, j.ahead = true, nil
+	j.started = true
 	spilled := j.spilled
 	j.mu.Unlock()
 	if !spilled {

@@ -131,7 +131,7 @@ func (j *job) cancel(ctx context.Context, cause error, m *Incoming) error {
 	waits := !j.ended && j.waitsLocked()
 	j.mu.Unlock()
 	if waits {
-		if !j.begin() { // a dead letter keeps the whole message
+		if !j.load() { // a dead letter keeps the whole message
 			return ErrHandover
 		}
 		if j.deadIf(func() bool {
@@ -215,6 +215,9 @@ func (j *job) takeUp() (left, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.handling = true
+	if j.ended {
+		j.ahead = nil
+	}
 	return j.del.State == envelope.Delivered, !j.ended
 }
 

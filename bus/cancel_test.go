@@ -218,3 +218,42 @@ func TestCancelWhatIsNotRead(t *testing.T) {
 		b.stop(g, other)
 	})
 }
+
+// What waits behind a message that was cancelled, and that message when it is redriven, do not overtake those before it, also when the owner dies then.
+func TestCancelKeepsTheOrder(t *testing.T) {
+	for _, redriven := range []bool{false, true} {
+		inBubble(t, func(b *bubble) {
+			g, heir, other := b.gateway("owner", nil), b.gateway("heir", nil), b.gateway("other", nil)
+			s := &shift{hold: make(chan struct{})}
+			b.serve(g, bus.AgentSpec{ID: "bob", MaxConcurrent: 1}, s.handler("owner"))
+			b.serve(heir, bus.AgentSpec{ID: "bob", MaxConcurrent: 1, Rank: 1}, s.handler("heir"))
+			b.send(other, "bob", "hold-1", inTurn("run"))
+			b.pass(time.Second)
+			b.send(other, "bob", "first", inTurn("talk")) // at the door, without a record
+			second := b.send(other, "bob", "second", inTurn("talk"))
+			b.pass(time.Millisecond)
+			if _, err := other.CancelMessage(b.Context(), second, "admin"); err != nil {
+				b.Fatal(err)
+			}
+			last := "third"
+			if redriven {
+				last = "second"
+				if r, err := other.Redrive(b.Context(), bus.DeadLetterFilter{IDs: []string{second}}, bus.RedriveOptions{By: "admin"}); err != nil || len(r) != 1 || !r[0].Done {
+					b.Fatal(r, err)
+				}
+			} else {
+				b.send(other, "bob", "third", inTurn("talk"))
+				b.pass(5 * time.Second) // it has a record now
+			}
+			b.crash(g)
+			close(s.hold)
+			b.pass(time.Minute)
+			if got, talk := s.all(), "heir:first heir:"+last; !strings.Contains(got, talk) {
+				b.Errorf("in the order %s, want %s", got, talk)
+			}
+			b.stop(heir, other)
+			g.store.Before(nil)
+			_ = g.Stop(context.Background())
+		})
+	}
+}

@@ -131,12 +131,45 @@ func (ib *inbox) dispatch(j *job) {
 	ib.toConversation(j)
 }
 
+func (ib *inbox) conversationOf(j *job) string {
+	if ib.spec.OneOrder {
+		return j.env.ConversationID
+	}
+	return j.src.from + "/" + j.env.ConversationID
+}
+
+// keptBefore sees to it that what is older than a message in its conversation has a record or an end in the store before what is written from now on; false:
+// it has not been read yet, or is between two attempts.
+func (ib *inbox) keptBefore(j *job) bool {
+	if j.src.admitted.Load() < j.lane {
+		return false
+	}
+	if ib.spec.OneOrder {
+		ib.gather.mu.Lock()
+		open := ib.gather.open
+		ib.gather.mu.Unlock()
+		if open {
+			return false
+		}
+	}
+	ib.mu.Lock()
+	var older *job
+	if c := ib.convs[ib.conversationOf(j)]; c != nil {
+		older = c.last
+	}
+	ib.mu.Unlock()
+	for older != nil && older.src == j.src && placeInLane(older, j) >= 0 {
+		older.mu.Lock()
+		next := older.ahead
+		older.mu.Unlock()
+		older = next
+	}
+	return older == nil || older.kept()
+}
+
 // toConversation puts a message behind the others of its conversation, and returns how many those are.
 func (ib *inbox) toConversation(j *job) int {
-	key := j.src.from + "/" + j.env.ConversationID
-	if ib.spec.OneOrder {
-		key = j.env.ConversationID
-	}
+	key := ib.conversationOf(j)
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
 	c := ib.convs[key]
@@ -372,13 +405,16 @@ func (j *job) parkWaiting() {
 // with all before it in its conversation, and reports whether that is so.
 func (j *job) kept() bool {
 	j.mu.Lock()
-	ahead, done := j.ahead, j.parked || j.ended
+	ahead, done, cancelled := j.ahead, j.parked || j.ended, j.ended && j.cancelled != nil
 	j.mu.Unlock()
-	if done {
+	if done && !cancelled {
 		return true
 	}
 	if ahead != nil && !ahead.kept() {
-		return false
+		return false // also of one that was cancelled while those before it go on
+	}
+	if done {
+		return true
 	}
 	j.park(nil, func(_ envelope.Time, err error) {
 		if err == nil {
@@ -695,7 +731,7 @@ func (j *job) deadIf(may func() bool, class envelope.Class, cause error) bool {
 	j.del.Owner = ib.b.cfg.Gateway
 	u := j.endLocked(now)
 	attached := j.attached
-	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from, Proof: j.provenance()}
+	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from, Lane: j.lane, Item: j.item, Proof: j.provenance()}
 	j.mu.Unlock()
 	key := deadKey(ib.spec.ID, j.env.MessageID)
 	u.extra = []Op{{Verb: OpSet, Key: key, Value: ib.b.sign(trust.KindRecord, key, mustEncode(rec))}}

@@ -71,14 +71,17 @@ type taskVerdict struct {
 // taskQueue is the handler of a queue's inbox: it has workers do the work.
 type taskQueue struct{}
 
-// needsNoPlace: what is not work at a worker does not wait for one; nor does an order to cancel, which would wait for the very
-// handlers that it is to stop, nor a handler that only waits for others.
+// needsNoPlace: orders are carried out beside the work, which they may be there to stop or to move; so are, in a queue, all messages that are not work at a worker,
+// and a handler that only waits for others needs none.
 func (j *job) needsNoPlace() bool {
 	e := &j.env.Envelope
-	if j.ib.queue != nil && (j.duplicateOf != "" || e.InReplyTo != "" || strings.HasPrefix(e.Capability, ReservedCapability)) {
-		return true
+	switch {
+	case e.InReplyTo == "" && strings.HasPrefix(e.Capability, ReservedCapability):
+		return e.Capability != opRun
+	case j.ib.queue != nil:
+		return j.duplicateOf != "" || e.InReplyTo != ""
 	}
-	return e.InReplyTo == "" && e.Capability == opCancel || j.ib.spec.Waits != nil && j.ib.spec.Waits(e)
+	return j.ib.spec.Waits != nil && j.ib.spec.Waits(e)
 }
 
 // running is where the task is worked on, or nil.

@@ -34,6 +34,7 @@ func Models(long bool) map[string]*Model {
 	models["asks, dies and is redriven"].Attempts = 1
 	add("cancel", talk, Faults{Cancels: 1})
 	add("cancel, crash and lost", apart, Faults{Cancels: 1, Crashes: 1, Lost: 1})
+	add("cancel, redrive and crash", []ModelMessage{{0, ack}, {0, ack}}, Faults{Cancels: 1, Redrives: 1, Crashes: 1})
 	add("cancel, deposed and redrive", []ModelMessage{{0, ask}}, Faults{Cancels: 1, Depositions: 1, Redrives: 1})
 	if !long {
 		return models

@@ -33,6 +33,7 @@ const (
 	RecordOvertakes
 	SameQuestion
 	CancelUnwritten
+	RedriveOvertakes
 )
 
 // Mutations are all of them, by name.
@@ -57,6 +58,7 @@ var Mutations = map[Mutation]string{
 	QuestionApart:      "the question has a transaction of its own",
 	SameQuestion:       "a redriven message asks under the id of its last life",
 	CancelUnwritten:    "a cancelled message is only forgotten",
+	RedriveOvertakes:   "a message that was cancelled behind others is redriven before those have records",
 	RecordOvertakes:    "a message that waits is recorded before the one that it waits for",
 }
 

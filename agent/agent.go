@@ -28,6 +28,8 @@ type Spec struct {
 	Tools []ToolPolicy
 	// SessionsOf (llm) are other agents whose conversations it may read: names, * for any text.
 	SessionsOf []string
+	// SpawnAgents (llm) are other agents that it may start sub-sessions of: names, * for any text.
+	SpawnAgents []string
 	// Exec (llm) is whether and how it may run programs.
 	Exec   ExecSpec
 	Runner Runner
@@ -132,10 +134,19 @@ type Deps struct {
 	NoteCheck func(ctx context.Context, agent string, n bus.CheckNote) error
 	// Room reads the room of an agent's inbox ([bus.Bus.Room]). Nil: an agent cannot look at sessions.
 	Room func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error)
+	// Place finds out in which chat a message was said; false: in none. Post is the order to say a text there. Nil: there are no chats.
+	Place func(*envelope.Sealed) (Place, bool)
+	Post  func(Place, string) bus.Outgoing
 	// ModelCalled is told of each call of a model. It may be nil.
 	ModelCalled func(ModelCall)
 	// Logger may be nil.
 	Logger hclog.Logger
+}
+
+// Place is somewhere in a chat: the account's inbox, and where in that, as the account knows it.
+type Place struct {
+	Inbox string          `json:"inbox"`
+	To    json.RawMessage `json:"to,omitempty"`
 }
 
 // Factory makes the handler of one agent. Its error is a mistake in the configuration.

@@ -66,7 +66,17 @@ func NewLLM(vendors Vendors, sources ...ToolSource) Factory {
 // Handle implements bus.Handler.
 func (t *thinker) Handle(ctx context.Context, m *bus.Incoming) error {
 	e := &m.Envelope().Envelope
+	switch {
+	case e.Capability == CapabilitySpawn:
+		return t.supervise(ctx, m)
+	case e.InReplyTo != "" && isSub(m):
+		return nil // the answer of a run that nobody waits for any more
+	}
 	s, err := openSession(ctx, t.spec.ID, m)
+	if err != nil {
+		return err
+	}
+	run, err := t.beginRun(ctx, m, s)
 	if err != nil {
 		return err
 	}
@@ -82,20 +92,36 @@ func (t *thinker) Handle(ctx context.Context, m *bus.Incoming) error {
 		return err
 	}
 	meter := &budgetMeter{ctx: ctx, m: m, session: s}
-	answer, err := t.think(ctx, tn, meter)
-	if err != nil {
+	bounded, stop := run.bound(ctx)
+	defer stop()
+	answer, err := t.think(bounded, tn, meter, run)
+	switch {
+	case err != nil && ctx.Err() == nil && errors.Is(context.Cause(bounded), errRunTime):
+		return t.runOver(tn, run)
+	case err != nil:
 		return t.failed(ctx, tn, err)
 	}
 	s.add(ChatMessage{Role: RoleAssistant, Text: answer})
 	if err := s.keep(m, tn.over()...); err != nil {
 		return err
 	}
-	return sayText(m, answer)
+	return t.say(m, answer)
+}
+
+// say answers, and where the message is the announcement of a run that a chat asked for, says it there.
+func (t *thinker) say(m *bus.Incoming, text string) error {
+	if err := t.post(m, text); err != nil {
+		return err
+	}
+	return sayText(m, text)
 }
 
 // think is the loop: model, tools, model.
-func (t *thinker) think(ctx context.Context, tn *turn, meter Meter) (string, error) {
-	box := t.tools()
+func (t *thinker) think(ctx context.Context, tn *turn, meter Meter, run *runOrder) (string, error) {
+	box, chain := t.tools(tn.m), t.chain
+	if run != nil && run.Model != "" {
+		chain = chain.preferring(run.Model)
+	}
 	p := Prompt{System: t.system(tn.m), Tools: box.definitions()}
 	for {
 		if len(tn.open()) > 0 {
@@ -107,7 +133,7 @@ func (t *thinker) think(ctx context.Context, tn *turn, meter Meter) (string, err
 			return fmt.Sprintf("I stopped after %d steps without an answer: the model kept calling tools.", maxTurns), nil
 		}
 		p.Messages = tn.s.messages
-		done, _, err := t.chain.Generate(ctx, p, meter, nil)
+		done, _, err := chain.Generate(ctx, p, meter, nil)
 		if err != nil {
 			return "", err
 		}
@@ -159,7 +185,7 @@ func (t *thinker) giveUp(tn *turn, text string) error {
 	if err := tn.s.keep(tn.m, tn.over()...); err != nil {
 		return err
 	}
-	return sayText(tn.m, text)
+	return t.say(tn.m, text)
 }
 
 // budgetMeter takes calls off the message's budget, the dearest that one can get before it is made.

@@ -30,8 +30,12 @@ func (t *thinker) system(m *bus.Incoming) string {
 	if m.Attempt() > 1 {
 		fmt.Fprintf(&b, "This is attempt %d at it: an earlier one was interrupted, and may have done some of it.\n", m.Attempt())
 	}
-	b.WriteString("Agents that you can reach with sessions_send:\n")
-	b.WriteString(t.listAgents())
+	if isSub(m) {
+		b.WriteString("This is a sub-session: you were given one task. Do it and answer with its result; nobody reads anything else, and nobody answers questions.\n")
+	} else {
+		b.WriteString("Agents that you can reach with sessions_send:\n")
+		b.WriteString(t.listAgents())
+	}
 	b.WriteString(t.listSkills())
 	for _, name := range workspaceFiles {
 		text := t.workspaceFile(name)

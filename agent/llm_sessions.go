@@ -65,6 +65,10 @@ func (t *thinker) listSessions(ctx context.Context, c *Call) (ToolOutput, error)
 		Updated  time.Time `json:"updatedAt"`
 		Messages int       `json:"messages"`
 		Last     string    `json:"lastMessage,omitempty"`
+		// Of a sub-session.
+		Label     string `json:"label,omitempty"`
+		SpawnedBy string `json:"spawnedBy,omitempty"`
+		Status    string `json:"status,omitempty"`
 	}
 	list := []line{}
 	for _, e := range entries {
@@ -75,6 +79,9 @@ func (t *thinker) listSessions(ctx context.Context, c *Call) (ToolOutput, error)
 		l := line{Key: s.Key, Updated: s.Updated, Messages: len(s.Messages)}
 		if n := len(s.Messages); n > 0 {
 			l.Last = clip(s.Messages[n-1].Text, 200)
+		}
+		if s.Sub != nil {
+			l.Label, l.SpawnedBy, l.Status = s.Sub.Label, s.Sub.SpawnedBy, s.Sub.StatusAt(time.Now())
 		}
 		list = append(list, l)
 	}
@@ -94,6 +101,7 @@ func (t *thinker) sessionHistory(ctx context.Context, c *Call) (ToolOutput, erro
 	}
 	rest, ok := strings.CutPrefix(in.Key, "agent:")
 	of, name, found := strings.Cut(rest, ":")
+	name = SessionName(name)
 	if !ok || !found || !roomName.MatchString(name) {
 		return Failed("%q is no session: sessions_list names them, as agent:bobby:...", clip(in.Key, 200)), nil
 	}

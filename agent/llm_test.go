@@ -243,7 +243,7 @@ func TestThinkerKeepsToItsBudget(t *testing.T) {
 	}}
 	m := thinking(t, w, Spec{}, nil)
 	// Each call takes 120 tokens, and may take the prompt and 500.
-	tokens := int64(1000)
+	tokens := int64(1200)
 	tr := m.ask(bus.Outgoing{To: to("jerry"), Payload: envelope.TextPayload("go"), ConversationID: "talk", Budget: &envelope.Budget{Tokens: &tokens}})
 	if got := Text(tr.Reply.Payload); !strings.Contains(got, "I stopped: budget: the next call of p/m may take") {
 		t.Errorf("got %q", got)

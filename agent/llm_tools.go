@@ -12,13 +12,17 @@ import (
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
-// tools are those that the agent may use now.
-func (t *thinker) tools() toolbox {
-	sets := [][]Tool{t.meshTools(), t.sessionTools(), t.readsSkills()}
+// tools are those that the agent may use now, for a message.
+func (t *thinker) tools(m *bus.Incoming) toolbox {
+	sets := [][]Tool{t.meshTools(), t.spawnTools(), t.sessionTools(), t.readsSkills()}
 	for _, s := range t.sets {
 		sets = append(sets, s.Tools())
 	}
-	return pick(t.spec.Tools, sets...)
+	policies := t.spec.Tools
+	if isSub(m) {
+		policies = append(policies[:len(policies):len(policies)], subPolicy)
+	}
+	return pick(policies, sets...)
 }
 
 // meshTools are those of the mesh, by OpenClaw's names.

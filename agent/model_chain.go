@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -95,6 +96,17 @@ func (c *Chain) Generate(ctx context.Context, p Prompt, meter Meter, onText func
 		}
 	}
 	return nil, c.Choices[0], first
+}
+
+// preferring is the chain with a model ("provider/model") as the first one; as it is when it has none of that name.
+func (c *Chain) preferring(model string) *Chain {
+	at := slices.IndexFunc(c.Choices, func(x Choice) bool { return x.Name == model })
+	if at <= 0 {
+		return c
+	}
+	p := *c
+	p.Choices = slices.Concat(c.Choices[at:at+1], c.Choices[:at], c.Choices[at+1:])
+	return &p
 }
 
 // ask asks one model, more than once if that helps.

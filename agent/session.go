@@ -38,6 +38,36 @@ type Session struct {
 	Updated   time.Time     `json:"updated"`
 	Messages  []ChatMessage `json:"messages"`
 	Forgotten int           `json:"forgotten,omitempty"` // messages that were left out for want of room
+	// Sub is set of a sub-session ([CapabilitySpawn]).
+	Sub *SubSession `json:"sub,omitempty"`
+}
+
+// SubSession is what a session knows of the run that it was begun for.
+type SubSession struct {
+	// Label is for people; SpawnedBy is the key of the session that asked for it.
+	Label     string `json:"label,omitempty"`
+	SpawnedBy string `json:"spawnedBy"`
+	// Status is one of SubRunning, SubDone and SubTimeout as it was written; see [SubSession.StatusAt].
+	Status string `json:"status"`
+	// Until is when nobody waits for the run any more.
+	Until time.Time `json:"until"`
+}
+
+// What the run of a sub-session can be.
+const (
+	SubRunning = "running"
+	SubDone    = "done"
+	SubTimeout = "timeout"
+	// SubLost: it did not come to an end in its time. The conversation that asked for it was told why.
+	SubLost = "lost"
+)
+
+// StatusAt is the status at a moment: a run that is not over when its time is, is lost.
+func (s *SubSession) StatusAt(now time.Time) string {
+	if s.Status == SubRunning && now.After(s.Until) {
+		return SubLost
+	}
+	return s.Status
 }
 
 // Cost is what one conversation cost on one day (UTC), by model.
@@ -66,7 +96,9 @@ type session struct {
 	cost   *Cost
 	// foreign: the inbox is not this agent's (a task of a queue), so there is no place for a transcript.
 	foreign bool
-	stale   []bus.RoomEntry
+	// drop: the transcript is not kept.
+	drop  bool
+	stale []bus.RoomEntry
 }
 
 var roomName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$`)
@@ -77,7 +109,7 @@ func openSession(ctx context.Context, id string, m *bus.Incoming) (*session, err
 	if !roomName.MatchString(name) {
 		name = envelope.DerivedID(conversation, "session")
 	}
-	s := &session{name: name, rec: Session{Key: "agent:" + id + ":" + name}}
+	s := &session{name: name, rec: Session{Key: sessionKey(id, name)}}
 	s.cost = &Cost{Agent: id, Conversation: conversation, Day: time.Now().UTC().Format(time.DateOnly), Models: map[string]ModelCost{}}
 	term := m.Term()
 	if s.foreign = term.Agent() != id; s.foreign {
@@ -182,6 +214,9 @@ func (s *session) keep(m *bus.Incoming, more ...bus.RoomEntry) error {
 		s.rec.Forgotten += next
 	}
 	entries := append([]bus.RoomEntry{{Name: SessionsPrefix + s.name, Value: mustJSON(s.rec)}}, s.costEntry()...)
+	if s.drop {
+		entries[0].Value = nil
+	}
 	return m.Keep(append(append(entries, s.stale...), more...)...)
 }
 

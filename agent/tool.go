@@ -44,6 +44,8 @@ type Call struct {
 	Arguments json.RawMessage
 	// Session is the key of the conversation, as [SessionKey] makes it.
 	Session string
+
+	turn *turn
 }
 
 // Decode reads the arguments into v. Its error is for the model.

@@ -52,6 +52,8 @@ type turnRecord struct {
 	Steps   int `json:"steps"`
 	Outside int `json:"outside"`
 	Asks    int `json:"asks,omitempty"`
+	// Spawns are the runs that begin when the turn is over.
+	Spawns []spawned `json:"spawns,omitempty"`
 	// Running is the call that was about to be made.
 	Running string    `json:"running,omitempty"`
 	At      time.Time `json:"at"`
@@ -84,6 +86,11 @@ func openTurn(ctx context.Context, m *bus.Incoming, s *session, text string) (*t
 			s.add(msg)
 		}
 		m.SkipAsks(rec.Asks)
+		for _, sp := range rec.Spawns {
+			if err := sp.send(m); err != nil {
+				return nil, err
+			}
+		}
 		if err := t.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -214,7 +221,7 @@ func (t *turn) callOne(ctx context.Context, box toolbox, c ToolCall, n int) (Too
 	if err := t.m.Guard(); err != nil {
 		return ToolOutput{}, err
 	}
-	call := &Call{Message: t.m, Arguments: c.Arguments, Session: t.s.rec.Key}
+	call := &Call{Message: t.m, Arguments: c.Arguments, Session: t.s.rec.Key, turn: t}
 	if tool.Effect != EffectOutside || t.s.foreign {
 		before := t.m.Asked()
 		out, err := tool.run(ctx, call)

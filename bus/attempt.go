@@ -58,9 +58,21 @@ func (l *lease) alive() bool {
 func (l *lease) end(cause error) {
 	l.mu.Lock()
 	l.over = true
-	l.timer.Stop()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	l.mu.Unlock()
 	l.lose(cause)
+}
+
+// begin starts the timeout, and reports whether the lease still stands.
+func (l *lease) begin() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.over {
+		l.timer = time.AfterFunc(l.timeout, func() { l.end(errAckTimeout) })
+	}
+	return !l.over
 }
 
 // errAckTimeout is why a lease was lost while the term goes on.
@@ -104,6 +116,9 @@ func (ib *inbox) enterWork(j *job) (leave func(), ok bool) {
 func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	ib := j.ib
 	now := envelope.At(ib.b.now())
+	ctx, lose := context.WithCancelCause(ib.work)
+	l := &lease{timeout: j.ackTimeout(), lose: lose}
+	defer l.end(context.Canceled)
 	j.mu.Lock()
 	if j.ended {
 		j.mu.Unlock()
@@ -117,7 +132,13 @@ func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	}
 	j.del.Owner = ib.b.cfg.Gateway
 	careful := j.careful || j.del.Crashes > 0
+	j.stop = l.end
 	j.mu.Unlock()
+	defer func() {
+		if cause := j.stopped(); cause != nil {
+			err = Never(envelope.ClassCancelled, cause) // whatever the handler says
+		}
+	}()
 	if careful {
 		if err := j.recordAttempt(); err != nil {
 			leave()
@@ -128,19 +149,17 @@ func (j *job) attempt(leave func()) (m *Incoming, err error) {
 	ev.State = envelope.Delivered
 	ib.b.emit(ev)
 
-	ctx, lose := context.WithCancelCause(ib.work)
-	l := &lease{timeout: j.ackTimeout(), lose: lose}
 	m = &Incoming{j: j, lease: l, budget: j.budget(), began: time.Now()}
 	free, err := m.fetch(ctx)
 	if err != nil {
-		lose(err)
 		leave()
 		return m, err
 	}
-	l.mu.Lock()
-	l.timer = time.AfterFunc(l.timeout, func() { l.end(errAckTimeout) })
-	l.mu.Unlock()
-	defer l.end(context.Canceled)
+	if !l.begin() {
+		free()
+		leave()
+		return m, ErrLeaseLost // it was stopped before it began
+	}
 	park := time.AfterFunc(quick, func() { j.park(nil, nil) })
 	defer park.Stop()
 
@@ -228,10 +247,18 @@ func (j *job) ackTimeout() time.Duration {
 
 // begin is the start of the message's turn. A message that was spilled is read again.
 func (j *job) begin() bool {
+	j.mu.Lock()
+	j.ahead = nil
+	j.mu.Unlock()
+	return j.load()
+}
+
+// load has the whole message in memory, to stay; false: the inbox is given up meanwhile.
+func (j *job) load() bool {
 	j.waking.Lock()
 	defer j.waking.Unlock()
 	j.mu.Lock()
-	j.started, j.ahead = true, nil
+	j.started = true
 	spilled := j.spilled
 	j.mu.Unlock()
 	if !spilled {

@@ -31,6 +31,8 @@ type DeadLetter struct {
 	Hindrance string `json:"hindrance,omitempty"`
 
 	proof []byte
+	lane  uint64
+	item  int
 }
 
 // DeadLetterFilter selects dead letters; the zero value selects all.
@@ -111,7 +113,7 @@ func (b *Bus) decodeDead(agent, id string, raw []byte) DeadLetter {
 		d.Hindrance = "it is not readable"
 		return d
 	}
-	d.proof = rec.Proof
+	d.proof, d.lane, d.item = rec.Proof, rec.Lane, rec.Item
 	d.From, d.Delivery, d.Class, d.Reason, d.Raw = rec.From, rec.Delivery, rec.Delivery.Class, rec.Delivery.LastError, rec.Raw
 	if rec.Delivery.DeadAt != nil {
 		d.At = *rec.Delivery.DeadAt
@@ -330,7 +332,7 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 	case opStopRun:
 		return ib.stopRun(m)
 	case opCancel:
-		return ib.cancelTask(m)
+		return ib.cancelTask(ctx, m)
 	case opTransfer:
 		return ib.transfer(m)
 	}
@@ -360,6 +362,14 @@ func (ib *inbox) operate(ctx context.Context, m *Incoming) error {
 			j, err := ib.revive(id, raw, order)
 			if err != nil {
 				r.Reason = err.Error()
+				break
+			}
+			// It may have been cancelled while older ones of its conversation wait, which the next owner must find before it.
+			if !ib.keptBefore(j) {
+				if m.Attempt() < 4 {
+					return RetryAfter(patience/4, errors.New("older messages of its conversation are not in order yet"))
+				}
+				r.Reason = "older messages of its conversation have not been read yet, or are between two attempts: try again"
 				break
 			}
 			r.Done = true
@@ -412,7 +422,7 @@ func (ib *inbox) revive(id string, raw []byte, order deadOrder) (*job, error) {
 	if err := del.Redrive(order.By, ib.b.cfg.Gateway, now, expires); err != nil {
 		return nil, err
 	}
-	return &job{ib: ib, src: s, env: d.Envelope, del: del, proof: d.proof, parked: true, recorded: del.Attempt, answers: map[string]*envelope.Sealed{}}, nil
+	return &job{ib: ib, src: s, lane: d.lane, item: d.item, env: d.Envelope, del: del, proof: d.proof, parked: true, recorded: del.Attempt, answers: map[string]*envelope.Sealed{}}, nil
 }
 
 // rejoin puts a message that was written to the queue again back to work.

@@ -33,9 +33,15 @@ type job struct {
 
 	mu  sync.Mutex
 	del envelope.Delivery
-	// run is where a task of a queue is worked on, and cancelRun ends the wait for it.
-	run       *taskRun
-	cancelRun context.CancelCauseFunc
+	// run is where a task of a queue is worked on.
+	run *taskRun
+	// handling: it is in the hands of handle. stop ends the attempt that runs; nil: none does. cancelled is why the message is to be
+	// given up when that has ended. gone is closed with the message's end (left); nil until somebody waits for it.
+	handling  bool
+	left      bool
+	stop      func(cause error)
+	cancelled error
+	gone      chan struct{}
 	// parked: it has a record of its own, or one is on its way; at is the record's index
 	// (the writer's).
 	parked bool
@@ -78,6 +84,8 @@ type conversation struct {
 	queue []*job
 	// last is the newest that was put in, in the queue or out of it.
 	last *job
+	// asleep: nothing of it is handled before its first message is due.
+	asleep bool
 }
 
 func (j *job) event(name string) Event {
@@ -123,12 +131,45 @@ func (ib *inbox) dispatch(j *job) {
 	ib.toConversation(j)
 }
 
+func (ib *inbox) conversationOf(j *job) string {
+	if ib.spec.OneOrder {
+		return j.env.ConversationID
+	}
+	return j.src.from + "/" + j.env.ConversationID
+}
+
+// keptBefore sees to it that what is older than a message in its conversation has a record or an end in the store before what is written from now on; false:
+// it has not been read yet, or is between two attempts.
+func (ib *inbox) keptBefore(j *job) bool {
+	if j.src.admitted.Load() < j.lane {
+		return false
+	}
+	if ib.spec.OneOrder {
+		ib.gather.mu.Lock()
+		open := ib.gather.open
+		ib.gather.mu.Unlock()
+		if open {
+			return false
+		}
+	}
+	ib.mu.Lock()
+	var older *job
+	if c := ib.convs[ib.conversationOf(j)]; c != nil {
+		older = c.last
+	}
+	ib.mu.Unlock()
+	for older != nil && older.src == j.src && placeInLane(older, j) >= 0 {
+		older.mu.Lock()
+		next := older.ahead
+		older.mu.Unlock()
+		older = next
+	}
+	return older == nil || older.kept()
+}
+
 // toConversation puts a message behind the others of its conversation, and returns how many those are.
 func (ib *inbox) toConversation(j *job) int {
-	key := j.src.from + "/" + j.env.ConversationID
-	if ib.spec.OneOrder {
-		key = j.env.ConversationID
-	}
+	key := ib.conversationOf(j)
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
 	c := ib.convs[key]
@@ -142,9 +183,12 @@ func (ib *inbox) toConversation(j *job) int {
 	c = &conversation{queue: []*job{j}, last: j}
 	ib.convs[key] = c
 	if d := j.due(); d > 0 {
+		c.asleep = true
 		ib.delayLocked(ib.b.now().Add(d), func() {
-			j.waited = true
-			ib.converse(key, c)
+			if c.asleep {
+				c.asleep, j.waited = false, true
+				ib.converse(key, c)
+			}
 		})
 		return 0
 	}
@@ -175,7 +219,11 @@ func (ib *inbox) converse(key string, c *conversation) {
 // handle takes a message through its attempts until it has an end, or the inbox.
 func (j *job) handle() {
 	ib := j.ib
-	if j.del.State == envelope.Delivered {
+	left, ok := j.takeUp()
+	if !ok {
+		return // it was cancelled while it waited for its turn
+	}
+	if left {
 		if !j.begin() {
 			return
 		}
@@ -190,7 +238,11 @@ func (j *job) handle() {
 		}
 	}
 	for ib.intake.Err() == nil {
-		if !j.waited && !wait(ib.intake, j.due()) {
+		if cause := j.givenUp(); cause != nil {
+			j.dead(envelope.ClassCancelled, cause)
+			return
+		}
+		if !j.waited && !j.rest() {
 			return
 		}
 		j.waited = false
@@ -353,13 +405,16 @@ func (j *job) parkWaiting() {
 // with all before it in its conversation, and reports whether that is so.
 func (j *job) kept() bool {
 	j.mu.Lock()
-	ahead, done := j.ahead, j.parked || j.ended
+	ahead, done, cancelled := j.ahead, j.parked || j.ended, j.ended && j.cancelled != nil
 	j.mu.Unlock()
-	if done {
+	if done && !cancelled {
 		return true
 	}
 	if ahead != nil && !ahead.kept() {
-		return false
+		return false // also of one that was cancelled while those before it go on
+	}
+	if done {
+		return true
 	}
 	j.park(nil, func(_ envelope.Time, err error) {
 		if err == nil {
@@ -546,6 +601,7 @@ func (j *job) acked(m *Incoming) (end bool) {
 		}
 	}
 	ib.b.writer.submit(u)
+	j.farewell()
 	return true
 }
 
@@ -652,23 +708,30 @@ func (j *job) handover() {
 }
 
 // dead gives a message up: a dead letter with everything known, and the sender is told.
-func (j *job) dead(class envelope.Class, cause error) {
+func (j *job) dead(class envelope.Class, cause error) { j.deadIf(nil, class, cause) }
+
+// deadIf is dead, if the message has not ended and may (called with j.mu held; nil: yes) says so; it reports whether that was so.
+func (j *job) deadIf(may func() bool, class envelope.Class, cause error) bool {
 	ib := j.ib
 	now := envelope.At(ib.b.now())
 	j.mu.Lock()
+	if j.ended || may != nil && !may() {
+		j.mu.Unlock()
+		return false
+	}
 	if err := j.undecided(); err != nil && class != envelope.ClassUnknown {
 		class, cause = envelope.ClassUnknown, fmt.Errorf("%w; it ended as %s: %w", err, class, cause)
 	}
 	if err := j.del.Move(envelope.DeadLetter, now); err != nil {
 		j.mu.Unlock()
 		ib.b.log.Error("illegal move", "message_id", j.env.MessageID, "error", err)
-		return
+		return false
 	}
 	j.del.Class, j.del.LastError = class, cause.Error()
 	j.del.Owner = ib.b.cfg.Gateway
 	u := j.endLocked(now)
 	attached := j.attached
-	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from, Proof: j.provenance()}
+	rec := deadRecord{Delivery: j.del, Envelope: j.env.Canonical(), From: j.src.from, Lane: j.lane, Item: j.item, Proof: j.provenance()}
 	j.mu.Unlock()
 	key := deadKey(ib.spec.ID, j.env.MessageID)
 	u.extra = []Op{{Verb: OpSet, Key: key, Value: ib.b.sign(trust.KindRecord, key, mustEncode(rec))}}
@@ -687,6 +750,8 @@ func (j *job) dead(class envelope.Class, cause error) {
 		}
 	}
 	ib.b.writer.submit(u)
+	j.farewell()
+	return true
 }
 
 // RetryPolicy says how failed attempts are repeated.

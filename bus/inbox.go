@@ -45,6 +45,9 @@ type AgentSpec struct {
 	Unique bool
 	// Eager: a [Resident] begins with the term, beside the reading of what waits; see [Term.CaughtUp].
 	Eager bool
+	// Waits picks messages whose handler does nothing but wait for answers ([Incoming.Ask]). They take no place of MaxConcurrent: what they
+	// wait for may need one in this very inbox. Nil: none. It must not look at the payload.
+	Waits func(*envelope.Envelope) bool
 }
 
 // A Handler does an agent's work.
@@ -311,6 +314,7 @@ func (ib *inbox) source(from string) (*source, error) {
 		return nil, err
 	}
 	s.fetched = s.page.cursor
+	s.admitted.Store(s.fetched)
 	s.fresh = s.page.index == 0 || s.mistrusted
 	ib.mu.Lock()
 	ib.sources[from] = s
@@ -361,6 +365,7 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			if err := ib.admit(s, bl.Seq, bl.Entry); err != nil {
 				return err
 			}
+			s.admitted.Store(s.fetched)
 			continue
 		}
 		last := min(bl.Seq, s.fetched+fetchSlots)
@@ -376,11 +381,13 @@ func (ib *inbox) ring(s *source, p Pair) error {
 				if err := ib.gap(s, bl); err != nil {
 					return err
 				}
+				s.admitted.Store(s.fetched)
 				break
 			}
 			if err := ib.admit(s, s.fetched+1, v); err != nil {
 				return err
 			}
+			s.admitted.Store(s.fetched)
 		}
 	}
 	s.rung = p.ModifyIndex

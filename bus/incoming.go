@@ -304,10 +304,26 @@ func (m *Incoming) inheritLocked(out *Outgoing, step string) ([]envelope.Hop, er
 	}
 	out.secret = out.secret || e.Encrypted()
 	hops := m.pathOn()
+	if out.Branch {
+		hops = branch(hops, out.To.Agent)
+	}
 	if err := envelope.CheckPath(hops, out.To.Agent, out.MaxHops); err != nil {
 		return nil, err
 	}
 	return hops, nil
+}
+
+// branch is a path on which target is not named: its hops stay, and count.
+func branch(hops []envelope.Hop, target string) []envelope.Hop {
+	if last := len(hops) - 1; hops[last].Agent == target {
+		hops = hops[:last]
+	}
+	for i := range hops {
+		if hops[i].Agent == target {
+			hops[i].Agent = ""
+		}
+	}
+	return hops
 }
 
 // contentOf names what is sent. Of what comes of an encrypted message the name is made with that one's key, which every owner of

@@ -70,7 +70,8 @@ func (b *Bus) lookupStore(ctx context.Context, st *Status) (found bool, err erro
 			return found || ok, err
 		}
 	}
-	if found || st.Envelope != nil {
+	// An owner that has read a message and not begun it knows the envelope, and has nothing to tell of it.
+	if found || st.Envelope != nil && len(st.Events) > 0 {
 		return found, nil
 	}
 	return b.findInLanes(ctx, st)

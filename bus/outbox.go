@@ -43,6 +43,9 @@ type Outgoing struct {
 	AckTimeout, RetryDelay time.Duration
 	// Task says how much it matters and when it may be handled; nil: as everything else.
 	Task *envelope.Task
+	// Branch ([Incoming.Send] and [Incoming.Ask]): the message begins something of its own at its target, which may be on the path already;
+	// one to the handler's own agent adds no hop. So the path does not keep such messages from following each other for ever: whoever sends them has to.
+	Branch bool
 	// AttemptID names this try of the sender; at most 64 characters. Another try of the same ID is no other message.
 	AttemptID string
 

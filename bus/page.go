@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -29,8 +30,10 @@ type source struct {
 	page page
 	// entries are fetched and not yet all behind the cursor, in order.
 	entries []*laneEntry
-	// fetched is the newest entry that was read; only the lane's reader touches it.
-	fetched uint64
+	// fetched is the newest entry that was read; only the lane's reader touches it. admitted is the newest whose messages are in their
+	// conversations.
+	fetched  uint64
+	admitted atomic.Uint64
 	// fresh: the lane has no cursor and nothing of it was read yet; its reader's too.
 	fresh bool
 	// mistrusted: there is a cursor, and it cannot be believed.

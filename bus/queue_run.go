@@ -18,7 +18,7 @@ const (
 	opRun = ReservedCapability + "task.run"
 	// opStopRun: it does not want the result any more.
 	opStopRun = ReservedCapability + "task.stop"
-	// opCancel: an operator has the queue's owner give a task up.
+	// opCancel: an operator has the owner of an inbox or a queue give a message or a task up.
 	opCancel = ReservedCapability + "task.cancel"
 )
 
@@ -71,9 +71,17 @@ type taskVerdict struct {
 // taskQueue is the handler of a queue's inbox: it has workers do the work.
 type taskQueue struct{}
 
-// needsNoPlace: what is not work at a worker does not wait for one.
+// needsNoPlace: orders are carried out beside the work, which they may be there to stop or to move; so are, in a queue, all messages that are not work at a worker,
+// and a handler that only waits for others needs none.
 func (j *job) needsNoPlace() bool {
-	return j.ib.queue != nil && (j.duplicateOf != "" || j.env.InReplyTo != "" || strings.HasPrefix(j.env.Capability, ReservedCapability))
+	e := &j.env.Envelope
+	switch {
+	case e.InReplyTo == "" && strings.HasPrefix(e.Capability, ReservedCapability):
+		return e.Capability != opRun
+	case j.ib.queue != nil:
+		return j.duplicateOf != "" || e.InReplyTo != ""
+	}
+	return j.ib.spec.Waits != nil && j.ib.spec.Waits(e)
 }
 
 // running is where the task is worked on, or nil.
@@ -145,9 +153,6 @@ func (t *queueTerm) work(ctx context.Context, m *Incoming) (v taskVerdict, err e
 	defer t.release(w)
 	wait, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	j.mu.Lock()
-	j.cancelRun = cancel
-	j.mu.Unlock()
 	go func() {
 		select {
 		case <-w.gone:
@@ -162,8 +167,6 @@ func (t *queueTerm) work(ctx context.Context, m *Incoming) (v taskVerdict, err e
 	switch cause := context.Cause(wait); {
 	case errors.Is(err, ErrHandover) || ctx.Err() != nil:
 		return v, err // the next owner goes on with the run
-	case errors.Is(cause, errCancelled):
-		return v, Never(envelope.ClassCancelled, cause)
 	case errors.Is(cause, errWorkerLost):
 		return t.afterLoss(ctx, m, run)
 	}
@@ -261,9 +264,6 @@ func (b *Bus) runOrder(ctx context.Context, m *Incoming) error {
 		m.key = o.Key
 	}
 	m.env, m.task = task, &taskWork{agent: w.spec.Agent, attempt: o.Attempt}
-	m.j.mu.Lock()
-	m.j.cancelRun = m.lease.end
-	m.j.mu.Unlock()
 	if err := w.handler.Handle(ctx, m); err != nil {
 		return err
 	}
@@ -301,79 +301,6 @@ func (m *Incoming) verdict(err error) error {
 	return m.conclude(v)
 }
 
-// errCancelled is why a task that an operator gave up is not waited for.
-var errCancelled = errors.New("cancelled")
-
-type cancelOrder struct {
-	ID string `json:"id"`
-	By string `json:"by"`
-}
-
-type cancelAnswer struct {
-	Done bool `json:"done"`
-}
-
-// CancelTask gives an unfinished task up: it goes to the dead letters with the class "cancelled". A run of it is
-// stopped as far as its handler listens; its result is refused. Errors: [ErrNotFound] (it has ended, or the
-// queue's owner has not read it yet), *[DeadLetterError], or that nobody owns the queue.
-func (b *Bus) CancelTask(ctx context.Context, queue, id, by string) error {
-	if len(by) > 128 {
-		return fmt.Errorf("%w: by is %d bytes, at most 128", envelope.ErrInvalid, len(by))
-	}
-	var ans cancelAnswer
-	if err := b.askOwner(ctx, opCancel, queue, cancelOrder{ID: id, By: by}, &ans); err != nil {
-		return err
-	}
-	if !ans.Done {
-		return fmt.Errorf("%w: queue %s has no unfinished task %s, or has not read it yet", ErrNotFound, queue, id)
-	}
-	return nil
-}
-
-// cancelTask carries opCancel out.
-func (ib *inbox) cancelTask(m *Incoming) error {
-	var o cancelOrder
-	if err := json.Unmarshal(m.Envelope().Payload, &o); err != nil || ib.queue == nil {
-		return Never(envelope.ClassPoison, fmt.Errorf("cannot cancel a task of %s: %w", ib.spec.ID, errors.Join(err, errors.New("not an order, or not a queue"))))
-	}
-	j := ib.find(o.ID, m.j)
-	done := j != nil && j.cancel(fmt.Errorf("%w by %s", errCancelled, o.By), m)
-	return m.Reply(mustEncode(cancelAnswer{Done: done}))
-}
-
-// cancel ends a task that waits, or the wait for one that runs; m carries the word to its worker.
-func (j *job) cancel(cause error, m *Incoming) bool {
-	j.mu.Lock()
-	run, cancelRun, ended, delivered := j.run, j.cancelRun, j.ended, j.del.State == envelope.Delivered
-	j.mu.Unlock()
-	switch {
-	case ended:
-		return false
-	case delivered && cancelRun == nil:
-		return false // between two steps: the operator asks again
-	case delivered:
-		cancelRun(cause)
-		if run != nil {
-			// At best the worker hears of it; its result is refused anyway.
-			_, _ = m.Send(Outgoing{To: envelope.Address{Agent: run.Gateway}, From: j.ib.b.cfg.Gateway, Capability: opStopRun,
-				Payload: mustEncode(cancelOrder{ID: run.Question}), Terminal: true, MaxHops: envelope.MaxHops, reserved: true})
-		}
-		return true
-	}
-	if !j.begin() { // a dead letter keeps the whole message
-		return false
-	}
-	j.dead(envelope.ClassCancelled, cause)
-	return true
-}
-
-// over reports whether the message has ended.
-func (j *job) over() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.ended
-}
-
 // stopRun ends the run of a task whose result nobody wants.
 func (ib *inbox) stopRun(m *Incoming) error {
 	var o cancelOrder
@@ -382,7 +309,7 @@ func (ib *inbox) stopRun(m *Incoming) error {
 	}
 	if j := ib.find(o.ID, m.j); j != nil {
 		j.mu.Lock()
-		end := j.cancelRun
+		end := j.stop
 		j.mu.Unlock()
 		if end != nil {
 			end(errCancelled)

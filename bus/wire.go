@@ -204,8 +204,10 @@ type deadRecord struct {
 	// Envelope is as it was sealed; Raw instead of it when it could not be read.
 	Envelope json.RawMessage `json:"envelope,omitempty"`
 	Raw      string          `json:"raw,omitempty"`
-	// From is the lane it came by.
+	// From is the lane it came by, Lane and Item its place there: a redrive puts it back into its order.
 	From string `json:"from"`
+	Lane uint64 `json:"lane,omitempty"`
+	Item int    `json:"item,omitempty"`
 	// Proof shows that its source sent it.
 	Proof json.RawMessage `json:"proof,omitempty"`
 }

@@ -92,7 +92,7 @@ const (
 	ClassBudget Class = "budget"
 	// ClassUndeliverable: it cannot be handled where it arrived.
 	ClassUndeliverable Class = "undeliverable"
-	// ClassCancelled: an operator gave it up (tasks only).
+	// ClassCancelled: an operator gave it up.
 	ClassCancelled Class = "cancelled"
 	// ClassUnknown: whether an effect of it outside of the mesh was made cannot be found out.
 	ClassUnknown Class = "unknown"

@@ -31,6 +31,9 @@ func (l *liveAgent) set(h bus.Handler, ackTimeout time.Duration) {
 // Handle implements bus.Handler.
 func (l *liveAgent) Handle(ctx context.Context, m *bus.Incoming) error {
 	h := l.now.Load()
+	if agent.Waits(&m.Envelope().Envelope) {
+		return h.handler.Handle(ctx, m)
+	}
 	ctx, cancel := context.WithTimeout(ctx, h.ackTimeout)
 	defer cancel()
 	return h.handler.Handle(ctx, m)
@@ -52,7 +55,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	models, _ := cfg.modelsOf(a) // Validate has refused what cannot be resolved
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
-		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a),
+		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a), SpawnAgents: a.Subagents.AllowAgents,
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Alert: r.Alert, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Command: r.Command, Repeat: r.Repeat, URL: r.URL, Token: r.Token, ResendSameID: r.Resend, Options: r.Options,
@@ -78,7 +81,7 @@ func (g *Gateway) agentDeps(id string) agent.Deps {
 		return err
 	}, Room: func(ctx context.Context, agent, prefix string) ([]bus.RoomEntry, error) {
 		return g.bus.Load().Room(ctx, agent, prefix)
-	}}
+	}, Place: placeOf, Post: postAt}
 }
 
 // Agents implements agent.Directory; empty until the store was reached.
@@ -99,6 +102,7 @@ func (g *Gateway) serveAgents(b *bus.Bus, cfg *Config) error {
 		if err := b.Serve(bus.AgentSpec{
 			ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
 			Rank: slices.Index(a.Gateways, g.name), Candidates: a.Gateways, MaxConcurrent: a.MaxConcurrent, AckTimeout: longestAck,
+			Waits: agent.Waits, OneOrder: a.Runner.Kind == runnerLLM, // a transcript has one writer at a time, also when people and its own runs speak to it through several gateways
 		}, l); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,6 +45,23 @@ func (p *alertPoster) Handle(ctx context.Context, m *bus.Incoming) error {
 		return fmt.Errorf("have an alert posted by %s: %w", p.inbox, err)
 	}
 	return nil
+}
+
+// placeOf is the chat that a message was said in.
+func placeOf(e *envelope.Sealed) (agent.Place, bool) {
+	var q Question
+	if !strings.HasPrefix(e.SourceAgent, channelInbox) || json.Unmarshal(e.Payload, &q) != nil || q.Peer.ID == "" {
+		return agent.Place{}, false
+	}
+	return agent.Place{Inbox: e.SourceAgent, To: mustJSON(PostTarget{Peer: q.Peer, Thread: q.Thread})}, true
+}
+
+// postAt is the order to say a text in a chat, by itself.
+func postAt(p agent.Place, text string) bus.Outgoing {
+	var to PostTarget
+	_ = json.Unmarshal(p.To, &to) // placeOf wrote it
+	return bus.Outgoing{To: envelope.Address{Agent: p.Inbox}, Capability: CapabilityPost, Payload: mustJSON(PostRequest{To: to, Text: text}),
+		ConversationID: envelope.DerivedID(p.Inbox, string(p.To)), TTL: time.Hour}
 }
 
 // alerts refuses a place that is none.

@@ -54,7 +54,7 @@ func (g *Gateway) getChannels(w http.ResponseWriter, r *http.Request) error {
 	}
 	owners := map[string]string{}
 	for _, o := range b.Duties() {
-		if strings.HasPrefix(o.Duty, "channel-") {
+		if strings.HasPrefix(o.Duty, channelInbox) {
 			owners[o.Duty] = o.Owner
 		}
 	}
@@ -136,7 +136,7 @@ func (g *Gateway) ownedAccount(r *http.Request, o *ChannelOrder) (*account, *liv
 		}
 	}
 	switch {
-	case owner != "" && owner != g.name && strings.HasPrefix(inbox, "channel-"):
+	case owner != "" && owner != g.name && strings.HasPrefix(inbox, channelInbox):
 		where := ""
 		for _, gw := range b.Gateways() {
 			if gw.Name == owner {

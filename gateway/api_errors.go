@@ -39,6 +39,8 @@ var errorCodes = []struct {
 	{bus.ErrNobody, http.StatusNotFound, CodeUnknownAgent},
 	{bus.ErrUnknownAgent, http.StatusNotFound, CodeUnknownAgent},
 	{bus.ErrNotFound, http.StatusNotFound, CodeNotFound},
+	{bus.ErrEnded, http.StatusConflict, CodeEnded},
+	{bus.ErrUnread, http.StatusServiceUnavailable, CodeUnread},
 	{bus.ErrStopped, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrClosed, http.StatusServiceUnavailable, CodeStopping},
 	{bus.ErrContended, http.StatusServiceUnavailable, CodeContended},

@@ -142,6 +142,9 @@ func (g *Gateway) outgoing(req *SendRequest, r *http.Request) (bus.Outgoing, err
 	if req.Capability == CapabilityEvent {
 		return out, badRequest("capability", "%s is what a chat account says to itself of what it heard; to post there ask for %s", CapabilityEvent, CapabilityPost)
 	}
+	if agent.Continues(req.Capability) {
+		return out, badRequest("capability", "%s is what an agent that thinks says to itself (sessions_spawn)", req.Capability)
+	}
 	if req.ID != "" && !isMessageID(req.ID) {
 		return out, badRequest("id", "id %q is not a lower-case UUID", clipText(req.ID, 60))
 	}

@@ -84,6 +84,7 @@ func (g *Gateway) routes() []route {
 		at("GET /v1/webchat", roleSend, 0, g.getWebchat),
 
 		at("POST /v1/messages", roleSend, MaxBodyBytes, g.postMessage),
+		at("POST /v1/messages/{id}/cancel", roleSend, MaxOrderBytes, g.postMessageCancel), // of what others asked: operate
 		at(modelsRoute, roleRead, 0, g.getModels),
 		at(modelRoute, roleRead, 0, g.getModel),
 		at(completionsRoute, roleSend, MaxBodyBytes, g.postCompletion),

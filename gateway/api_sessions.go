@@ -23,6 +23,10 @@ type SessionInfo struct {
 	// Messages are those that are remembered, Forgotten those that were left out for want of room.
 	Messages  int `json:"messages"`
 	Forgotten int `json:"forgotten,omitempty"`
+	// Label, SpawnedBy (a key) and Status (running, done, timeout, lost) are those of a sub-session.
+	Label     string `json:"label,omitempty"`
+	SpawnedBy string `json:"spawned_by,omitempty"`
+	Status    string `json:"status,omitempty"`
 }
 
 // SessionsResponse answers GET /v1/sessions, the newest first.
@@ -71,10 +75,14 @@ func (g *Gateway) getSessions(w http.ResponseWriter, r *http.Request) error {
 			if json.Unmarshal(e.Value, &s) != nil {
 				continue // what is not readable is told of when its agent reads it
 			}
-			out.Sessions = append(out.Sessions, SessionInfo{
+			info := SessionInfo{
 				Key: s.Key, Agent: id, Conversation: strings.TrimPrefix(e.Name, agent.SessionsPrefix),
 				Updated: s.Updated, Messages: len(s.Messages), Forgotten: s.Forgotten,
-			})
+			}
+			if s.Sub != nil {
+				info.Label, info.SpawnedBy, info.Status = s.Sub.Label, s.Sub.SpawnedBy, s.Sub.StatusAt(time.Now())
+			}
+			out.Sessions = append(out.Sessions, info)
 		}
 	}
 	slices.SortFunc(out.Sessions, func(x, y SessionInfo) int { return cmp.Or(y.Updated.Compare(x.Updated), cmp.Compare(x.Key, y.Key)) })
@@ -87,7 +95,7 @@ func (g *Gateway) getSession(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	id, name := r.PathValue("agent"), r.PathValue("conversation")
+	id, name := r.PathValue("agent"), agent.SessionName(r.PathValue("conversation"))
 	if !envelope.ValidName(id) {
 		return badRequest("agent", "%q is not the name of an agent", clipText(id, 40))
 	}

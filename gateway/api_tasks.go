@@ -161,25 +161,15 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var o TaskOrder
-	if err := decodeBody(r, &o); err != nil {
-		return err
-	}
-	wait, err := parseWaiting(WaitAcked, o.Timeout)
+	o, wait, err := cancelOrder(r)
 	if err != nil {
 		return err
-	}
-	if o.By == "" {
-		o.By = DefaultFrom
-	}
-	if len(o.By) > longestBy || strings.ContainsFunc(o.By, unicode.IsControl) {
-		return badRequest("by", "by %q is more than %d bytes or holds control characters", clipText(o.By, 40), longestBy)
 	}
 	b, err := g.ready()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := g.patient(w, r, wait.timeout)
+	ctx, cancel := g.patient(w, r, wait)
 	defer cancel()
 	switch err := b.CancelTask(ctx, queue, id, o.By); {
 	case err == nil:
@@ -197,4 +187,73 @@ func (g *Gateway) postCancel(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return aboutMessage(err, id)
 	}
+}
+
+// cancelOrder reads a TaskOrder, and how long to wait.
+func cancelOrder(r *http.Request) (o TaskOrder, wait time.Duration, err error) {
+	if err := decodeBody(r, &o); err != nil {
+		return o, 0, err
+	}
+	w, err := parseWaiting(WaitAcked, o.Timeout)
+	if err != nil {
+		return o, 0, err
+	}
+	if o.By == "" {
+		o.By = DefaultFrom
+	}
+	if len(o.By) > longestBy || strings.ContainsFunc(o.By, unicode.IsControl) {
+		return o, 0, badRequest("by", "by %q is more than %d bytes or holds control characters", clipText(o.By, 40), longestBy)
+	}
+	return o, w.timeout, nil
+}
+
+// AskedBy is the correlation id of a message by which a token shows that it sent it: with that it may cancel the message without the role operate.
+func AskedBy(token, id string) string { return envelope.DerivedID("asked-by/"+token, id) }
+
+// mayCancel refuses who has not the role to take away from others, unless it is his own.
+func mayCancel(r *http.Request, b *bus.Bus, id string) error {
+	c := callerOf(r)
+	if c == nil || c.role >= roleOperate {
+		return nil
+	}
+	st, err := b.Lookup(r.Context(), id)
+	switch {
+	case err != nil:
+		return aboutMessage(err, id)
+	case st.Envelope == nil || st.Envelope.CorrelationID != AskedBy(c.name, id):
+		return &APIError{status: http.StatusForbidden, Code: CodeRole, MessageID: id,
+			Message: fmt.Sprintf("this needs the role %s, and the token %s has the role %s: it gives up what it asked itself by A2A, and no more", roleOperate, c.name, c.role)}
+	}
+	return nil
+}
+
+// postMessageCancel is POST /v1/messages/{id}/cancel.
+func (g *Gateway) postMessageCancel(w http.ResponseWriter, r *http.Request) error {
+	id, err := messageIDParam("id", r.PathValue("id"), false)
+	if err != nil {
+		return err
+	}
+	o, wait, err := cancelOrder(r)
+	if err != nil {
+		return err
+	}
+	b, err := g.ready()
+	if err != nil {
+		return err
+	}
+	if err := mayCancel(r, b, id); err != nil {
+		return err
+	}
+	ctx, cancel := g.patient(w, r, wait)
+	defer cancel()
+	class, err := b.CancelMessage(ctx, id, o.By)
+	switch {
+	case err == nil:
+		return writeJSON(w, http.StatusOK, MessageCancelled{MessageID: id, Class: class, By: o.By})
+	case r.Context().Err() != nil:
+		return r.Context().Err()
+	case ctx.Err() != nil:
+		return &APIError{status: http.StatusGatewayTimeout, Code: CodeTimeout, MessageID: id, Message: err.Error()}
+	}
+	return aboutMessage(err, id)
 }

@@ -20,6 +20,8 @@ import (
 //	POST /v1/messages          SendRequest -> MessageStatus
 //	GET  /v1/messages          MessagesResponse: newest first, ?limit=N (50, at most 500)
 //	GET  /v1/messages/{id}     MessageStatus; ?wait=delivered|acked|replied&timeout=30s waits first
+//	POST /v1/messages/{id}/cancel  TaskOrder -> MessageCancelled: given up, by the owner of the inbox that it is in; a token
+//	                           with the role send gives up what it asked by A2A
 //	GET  /v1/agents            AgentsResponse; ?capability=infra.check
 //	GET  /v1/gateways          GatewaysResponse
 //	GET  /v1/inboxes           InboxesResponse
@@ -250,11 +252,11 @@ type TasksResponse struct {
 	Total int            `json:"total"`
 }
 
-// TaskOrder is the body of POST /v1/queues/{queue}/tasks/{id}/cancel; {} is one.
+// TaskOrder is the body of POST /v1/queues/{queue}/tasks/{id}/cancel and POST /v1/messages/{id}/cancel; {} is one.
 type TaskOrder struct {
 	// By is who wants it; it stays in the record. Empty: DefaultFrom.
 	By string `json:"by,omitempty"`
-	// Timeout is how long to wait for the queue's owner, as a Go duration. Empty: DefaultWait; at most MaxWait.
+	// Timeout is how long to wait for the owner of the queue or inbox, as a Go duration. Empty: DefaultWait; at most MaxWait.
 	Timeout string `json:"timeout,omitempty"`
 }
 
@@ -263,6 +265,14 @@ type TaskCancelled struct {
 	Queue     string `json:"queue"`
 	MessageID string `json:"message_id"`
 	By        string `json:"by"`
+}
+
+// MessageCancelled says which message was given up: it is a dead letter now. What its handler did outside of the mesh stays done.
+type MessageCancelled struct {
+	MessageID string `json:"message_id"`
+	// Class is "cancelled"; "unknown" when an effect of it outside of the mesh may have been made.
+	Class envelope.Class `json:"class"`
+	By    string         `json:"by"`
 }
 
 // StreamEvent is one frame of /v1/events. Seq counts this gateway's events since it
@@ -288,6 +298,8 @@ const (
 	CodeNotFound         = "not_found"          // 404: no such message, inbox, queue, task or path
 	CodeMethodNotAllowed = "method_not_allowed" // 405
 	CodeConflict         = "conflict"           // 409: another message has this id
+	CodeEnded            = "ended"              // 409: the message has ended, and cannot be cancelled
+	CodeUnread           = "unread"             // 503: so much waits before the message that its owner has not read it
 	CodeSpoiled          = "spoiled"            // 409: somebody wrote something else to this key by hand
 	CodeInboxFull        = "inbox_full"         // 429: too many messages wait for the agent
 	CodeExpired          = "expired"            // 410: its ttl passed before it could be written

@@ -199,33 +199,35 @@ type AgentsConfig struct {
 
 // AgentDefaults is what agents have in common.
 type AgentDefaults struct {
-	Workspace     string         `json:"workspace" doc:"Directory of agents that name none."`
-	Model         ModelConfig    `json:"model" cfg:"short=primary" doc:"Model of agents that name none: provider/model, or {primary, fallbacks}."`
-	Sandbox       SandboxConfig  `json:"sandbox" doc:"Sandbox of agents that name none."`
-	Runner        RunnerConfig   `json:"runner" cfg:"short=kind" doc:"Runner of agents that name none."`
-	MaxConcurrent int            `json:"maxConcurrent" def:"16" min:"1" max:"10000" doc:"Messages of one agent in work at the same time."`
-	AckTimeout    time.Duration  `json:"ackTimeout" min:"1s" doc:"How long one attempt may take. Empty: mesh.ackTimeout."`
-	Heartbeat     map[string]any `json:"heartbeat" cfg:"unused" doc:"OpenClaw's model heartbeat."`
-	_             struct{}       `accept:"*"`
+	Workspace     string          `json:"workspace" doc:"Directory of agents that name none."`
+	Model         ModelConfig     `json:"model" cfg:"short=primary" doc:"Model of agents that name none: provider/model, or {primary, fallbacks}."`
+	Sandbox       SandboxConfig   `json:"sandbox" doc:"Sandbox of agents that name none."`
+	Runner        RunnerConfig    `json:"runner" cfg:"short=kind" doc:"Runner of agents that name none."`
+	MaxConcurrent int             `json:"maxConcurrent" def:"16" min:"1" max:"10000" doc:"Messages of one agent in work at the same time."`
+	AckTimeout    time.Duration   `json:"ackTimeout" min:"1s" doc:"How long one attempt may take. Empty: mesh.ackTimeout."`
+	Heartbeat     map[string]any  `json:"heartbeat" cfg:"unused" doc:"OpenClaw's model heartbeat."`
+	Subagents     SubagentsConfig `json:"subagents" doc:"Sub-sessions of agents that name no agents for theirs."`
+	_             struct{}        `accept:"*"`
 }
 
 // AgentConfig is one agent.
 type AgentConfig struct {
-	ID            string        `json:"id" cfg:"id" doc:"Address of the agent in the mesh; not the id of a gateway."`
-	Name          string        `json:"name" cfg:"live" doc:"Name for people. Empty: the id."`
-	Description   string        `json:"description" cfg:"live" doc:"What it is for."`
-	Workspace     string        `json:"workspace" cfg:"live" doc:"Its directory, as the registry shows it."`
-	Capabilities  []string      `json:"capabilities" cfg:"live" doc:"What it can be asked for; shown in the registry."`
-	Gateways      []string      `json:"gateways" doc:"Gateways that may run it, the preferred one first. Empty: this one."`
-	Runner        RunnerConfig  `json:"runner" cfg:"live,short=kind" doc:"What answers its messages; a string is its kind."`
-	MaxConcurrent int           `json:"maxConcurrent" cfg:"live" min:"1" max:"10000" doc:"Messages in work at the same time. Empty: agents.defaults.maxConcurrent (16)."`
-	AckTimeout    time.Duration `json:"ackTimeout" cfg:"live" min:"1s" doc:"How long one attempt may take. Empty: agents.defaults.ackTimeout, then mesh.ackTimeout."`
-	Model         ModelConfig   `json:"model" cfg:"live,short=primary" doc:"Model: provider/model, or {primary, fallbacks}. Empty: agents.defaults.model."`
-	Sandbox       SandboxConfig `json:"sandbox" cfg:"live" doc:"How what it runs is confined."`
-	Tools         ToolsConfig   `json:"tools" cfg:"live" doc:"Tools it may use, of those of tools. Its own profile and exec settings count instead of those there."`
-	Alerts        AlertsConfig  `json:"alerts" cfg:"live" doc:"Where it posts what agents that watch tell it (infra.alert)."`
-	Default       bool          `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
-	_             struct{}      `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat subagents params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
+	ID            string          `json:"id" cfg:"id" doc:"Address of the agent in the mesh; not the id of a gateway."`
+	Name          string          `json:"name" cfg:"live" doc:"Name for people. Empty: the id."`
+	Description   string          `json:"description" cfg:"live" doc:"What it is for."`
+	Workspace     string          `json:"workspace" cfg:"live" doc:"Its directory, as the registry shows it."`
+	Capabilities  []string        `json:"capabilities" cfg:"live" doc:"What it can be asked for; shown in the registry."`
+	Gateways      []string        `json:"gateways" doc:"Gateways that may run it, the preferred one first. Empty: this one."`
+	Runner        RunnerConfig    `json:"runner" cfg:"live,short=kind" doc:"What answers its messages; a string is its kind."`
+	MaxConcurrent int             `json:"maxConcurrent" cfg:"live" min:"1" max:"10000" doc:"Messages in work at the same time. Empty: agents.defaults.maxConcurrent (16)."`
+	AckTimeout    time.Duration   `json:"ackTimeout" cfg:"live" min:"1s" doc:"How long one attempt may take. Empty: agents.defaults.ackTimeout, then mesh.ackTimeout."`
+	Model         ModelConfig     `json:"model" cfg:"live,short=primary" doc:"Model: provider/model, or {primary, fallbacks}. Empty: agents.defaults.model."`
+	Sandbox       SandboxConfig   `json:"sandbox" cfg:"live" doc:"How what it runs is confined."`
+	Tools         ToolsConfig     `json:"tools" cfg:"live" doc:"Tools it may use, of those of tools. Its own profile and exec settings count instead of those there."`
+	Subagents     SubagentsConfig `json:"subagents" cfg:"live" doc:"Sub-sessions that it may start."`
+	Alerts        AlertsConfig    `json:"alerts" cfg:"live" doc:"Where it posts what agents that watch tell it (infra.alert)."`
+	Default       bool            `json:"default" cfg:"live" def:"false" doc:"Whether it answers on the channels what no binding is about. Else the first agent of the file does."`
+	_             struct{}        `accept:"agentDir skills memorySearch humanDelay heartbeat identity groupChat params thinkingDefault reasoningDefault fastModeDefault runtime embeddedPi embeddedAgent contextLimits tts experimental verboseDefault systemPromptOverride"`
 
 	path string // where it stood in the file: agents.list[1], agents.entries.bobby
 	// keyless is why its model is not asked although nobody chose another runner; empty: it is, or there is none.

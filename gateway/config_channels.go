@@ -86,8 +86,11 @@ type ChannelAccount struct {
 	path           string
 }
 
+// channelInbox begins the names of accounts' inboxes.
+const channelInbox = "channel-"
+
 // Inbox is the name of the account's inbox in the mesh.
-func (a *ChannelAccount) Inbox() string { return "channel-" + a.Channel + "-" + a.ID }
+func (a *ChannelAccount) Inbox() string { return channelInbox + a.Channel + "-" + a.ID }
 
 // channelInherit are the fields in which an account follows its channel.
 var channelInherit = []string{"Gateways", "DMPolicy", "AllowFrom", "GroupPolicy", "GroupAllowFrom", "AnswerWithin", "Token", "BotToken", "AppToken"}

@@ -147,6 +147,9 @@ func (c *Config) normalizeAgents() {
 		sandbox := def.Sandbox
 		cfgOverlay(reflect.ValueOf(&sandbox).Elem(), reflect.ValueOf(a.Sandbox))
 		a.Sandbox = sandbox
+		if a.Subagents.AllowAgents == nil {
+			a.Subagents.AllowAgents = def.Subagents.AllowAgents
+		}
 	}
 }
 

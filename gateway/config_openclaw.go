@@ -29,6 +29,12 @@ type ToolsConfig struct {
 	_ struct{} `accept:"*"`
 }
 
+// SubagentsConfig is the sub-sessions that an agent may start.
+type SubagentsConfig struct {
+	AllowAgents []string `json:"allowAgents" doc:"Agents that it may start sub-sessions of (sessions_spawn, agentId): ids, with * for any text. Empty: its own alone."`
+	_           struct{} `accept:"*"`
+}
+
 // ExecConfig is the exec tool.
 type ExecConfig struct {
 	Security   string   `json:"security" enum:"|deny|allowlist|full" doc:"deny, allowlist (the programs in safeBins) or full (any). Empty: deny; allowlist when there are safeBins."`

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
@@ -20,7 +21,7 @@ import (
 type PolicyConfig struct {
 	Default   string       `json:"default" def:"deny" enum:"deny|allow" doc:"What holds for a message from another gateway that no rule is about. Messages of this gateway's own agents and clients are allowed."`
 	Rules     []PolicyRule `json:"rules" doc:"In order: the first rule that is about a message decides."`
-	Operators []string     `json:"operators" def:"*" doc:"Gateways (patterns) whose operators may give orders here: redrive and purge of dead letters, cancelling of tasks."`
+	Operators []string     `json:"operators" def:"*" doc:"Gateways (patterns) whose operators may give orders here: redrive and purge of dead letters, cancelling of messages and tasks."`
 }
 
 // PolicyRule is one rule. In its patterns * is any text, ? one letter and [abc] one of these; empty is *.
@@ -157,6 +158,9 @@ func (p *Policy) judge(i bus.Invocation) (Verdict, *policyRule) {
 	}
 	if i.From.Agent == i.To && i.To == CronInbox && !i.Operator {
 		return Verdict{Allowed: true, Reason: "the scheduler takes orders from the gateways that may have it"}, nil
+	}
+	if i.From.Agent == i.To && agent.Continues(i.Capability) && !i.Operator {
+		return Verdict{Allowed: true, Reason: "an agent goes on with what it began, at its owner before perhaps"}, nil
 	}
 	if i.Operator {
 		for _, o := range p.operators {

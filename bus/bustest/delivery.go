@@ -103,6 +103,7 @@ func deliver(t *testing.T, open func(t *testing.T) func(gateway string) bus.Stor
 		{"DelayedSurvivesItsOwner", delayed},
 		{"SharedState", sharedState},
 		{"TaskQueues", queues},
+		{"CancelSurvivesItsOwner", cancelSurvives},
 	}
 	parts = append(parts, duties...)
 	switch sec {

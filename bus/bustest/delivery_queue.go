@@ -116,3 +116,58 @@ func queues(w *world) {
 	}
 	w.noPending("chores")
 }
+
+// cancelSurvives: an order to cancel that its owner took and did not finish is carried out by the next owner, who is not left with the message; one that nobody
+// has begun is not begun by anybody later.
+func cancelSurvives(w *world) {
+	jerry, bobby, billy := w.node("jerry"), w.node("bobby"), w.node("billy")
+	begun, stopped, hang := make(chan string, 4), make(chan error, 4), make(chan struct{})
+	w.Cleanup(func() { close(hang) })
+	bobby.serve("bob", func(ctx context.Context, m *bus.Incoming) error {
+		begun <- m.Envelope().Text()
+		<-ctx.Done()
+		stopped <- context.Cause(ctx)
+		<-hang // it does not let go, so that its end is not recorded
+		return nil
+	})
+	o := jerry.out("bob", "works")
+	o.ConversationID = "talk"
+	works := jerry.send(o).MessageID
+	if got := wait(w, begun, "the handler"); got != "works" {
+		w.Fatalf("begun: %s", got)
+	}
+	o = jerry.out("bob", "waits")
+	o.ConversationID = "talk"
+	waits := jerry.send(o).MessageID
+	if class, err := jerry.CancelMessage(w.ctx(), waits, "op"); err != nil || class != envelope.ClassCancelled {
+		w.Fatalf("what waits: %s, %v", class, err)
+	}
+	done := make(chan error, 1)
+	ctx := w.ctx()
+	go func() {
+		_, err := jerry.CancelMessage(ctx, works, "op")
+		done <- err
+	}()
+	if err := wait(w, stopped, "the end of the handler"); err == nil || err.Error() != "cancelled by op" {
+		w.Errorf("stopped: %v", err)
+	}
+	crash(w, bobby)
+	if err := billy.Serve(bus.AgentSpec{ID: w.name("bob")}, bus.HandlerFunc(func(ctx context.Context, m *bus.Incoming) error {
+		if m.Envelope().MessageID == waits {
+			w.Error("a message that had been cancelled was begun")
+		}
+		<-ctx.Done() // the order may come a moment after the message
+		return ctx.Err()
+	})); err != nil {
+		w.Fatal(err)
+	}
+	if err := wait(w, done, "the answer to the order"); err != nil {
+		w.Error(err)
+	}
+	for _, id := range []string{works, waits} {
+		if tr := jerry.until(id, dead); tr.Facts.Class != envelope.ClassCancelled {
+			w.Errorf("%s: %+v", id, tr.Facts)
+		}
+	}
+	w.noPending("bob")
+}

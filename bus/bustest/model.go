@@ -52,6 +52,7 @@ type Faults struct {
 	Lost        uint8 // a transaction's request or reply is lost
 	Late        uint8 // a request counts as lost and arrives later
 	Redrives    uint8
+	Cancels     uint8
 	Handovers   uint8 // an owner stops in order
 }
 

@@ -32,6 +32,10 @@ func Models(long bool) map[string]*Model {
 	add("deposed, redrive and late", []ModelMessage{{0, never}}, Faults{Redrives: 1, Depositions: 1, Late: 1})
 	add("asks, dies and is redriven", []ModelMessage{{0, ask}}, Faults{Redrives: 1, Crashes: 1, Handovers: 1})
 	models["asks, dies and is redriven"].Attempts = 1
+	add("cancel", talk, Faults{Cancels: 1})
+	add("cancel, crash and lost", apart, Faults{Cancels: 1, Crashes: 1, Lost: 1})
+	add("cancel, redrive and crash", []ModelMessage{{0, ack}, {0, ack}}, Faults{Cancels: 1, Redrives: 1, Crashes: 1})
+	add("cancel, deposed and redrive", []ModelMessage{{0, ask}}, Faults{Cancels: 1, Depositions: 1, Redrives: 1})
 	if !long {
 		return models
 	}
@@ -44,6 +48,8 @@ func Models(long bool) map[string]*Model {
 	add("deposed, duplicate", talk, Faults{Depositions: 1, Duplicates: 1})
 	add("deposed, late", talk, Faults{Depositions: 1, Late: 1})
 	add("crash, duplicate, lost", apart, Faults{Crashes: 1, Duplicates: 1, Lost: 1})
+	add("cancels and a crash", talk, Faults{Cancels: 2, Crashes: 1})
+	add("cancel, handover, late", apart, Faults{Cancels: 1, Handovers: 1, Late: 1})
 	add("crash, deposed, redrive", []ModelMessage{{0, never}}, Faults{Crashes: 1, Depositions: 1, Redrives: 1, Lost: 1})
 	return models
 }

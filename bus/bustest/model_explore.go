@@ -32,6 +32,8 @@ const (
 	QuestionApart
 	RecordOvertakes
 	SameQuestion
+	CancelUnwritten
+	RedriveOvertakes
 )
 
 // Mutations are all of them, by name.
@@ -55,6 +57,8 @@ var Mutations = map[Mutation]string{
 	AnswerApart:        "an answer is taken without being kept",
 	QuestionApart:      "the question has a transaction of its own",
 	SameQuestion:       "a redriven message asks under the id of its last life",
+	CancelUnwritten:    "a cancelled message is only forgotten",
+	RedriveOvertakes:   "a message that was cancelled behind others is redriven before those have records",
 	RecordOvertakes:    "a message that waits is recorded before the one that it waits for",
 }
 
@@ -130,7 +134,7 @@ func (s *modelState) sent(i int) bool {
 func (m *Model) broken(s *modelState) string {
 	for bit, what := range map[uint8]string{
 		brokenFence: "the store took what a deposed owner wrote", brokenOrder: "a message was acked before an older one of its conversation had an end",
-		brokenGap: "an entry that nobody took is gone", brokenAgain: "an owner began a message that is acked",
+		brokenGap: "an entry that nobody took is gone", brokenAgain: "an owner began a message that has an end",
 	} {
 		if s.Broken&bit != 0 {
 			return what

@@ -381,23 +381,42 @@ func (m *Model) ownerSteps(s modelState, g uint8, do doer, fault func(string, ui
 	for i := range m.Messages {
 		m.jobSteps(&s, g, uint8(i), do, write)
 		busy = busy || gw.Job[i].Phase > jobQueued
-		if msg := &s.Msg[i]; msg.Dead && !gw.Stopping && gw.Job[i].Phase == jobNone && s.Left.Redrives > 0 && gw.Wait.Kind == txnNone {
+		if msg := &s.Msg[i]; msg.Dead && !gw.Stopping && gw.Job[i].Phase == jobNone && s.Left.Redrives > 0 && gw.Wait.Kind == txnNone && m.keptBefore(&s, gw, uint8(i)) {
 			t := m.txn(&s, g, txnRedrive, uint8(i))
-			t.Version, t.Rec = msg.Rec.Version, modelRecord{State: modelQueued}
+			t.Version, t.Rec = msg.Rec.Version, modelRecord{State: modelQueued, Lane: s.place(i)}
 			n := s
 			n.Left.Redrives--
 			m.write(n, m.behind(&s, t), func(t modelStep, n modelState) { t.fault = true; emit(t, n) })
 		}
+		m.cancelSteps(s, g, uint8(i), fault, emit)
 	}
 	if gw.Stopping && !busy && gw.Skip == 0 {
 		write(modelTxn{Kind: txnRelease, Gateway: g, Session: gw.Session})
 	}
 }
 
+// cancelSteps gives a message up, whatever it waits for and whoever works on it: the dead letter is written before anything else is done with it.
+func (m *Model) cancelSteps(s modelState, g, i uint8, fault func(string, uint8, int, func(*Faults) *uint8, func(*modelState)), emit func(modelStep, modelState)) {
+	gw := &s.Gw[g]
+	if p := gw.Job[i].Phase; p == jobNone || p == jobHalf || gw.Stopping || gw.Wait.Kind != txnNone || s.Left.Cancels == 0 {
+		return
+	}
+	if m.Mutation == CancelUnwritten {
+		fault("cancels", g, int(i), func(f *Faults) *uint8 { return &f.Cancels }, func(n *modelState) { n.Gw[g].Job[i] = modelJob{} })
+		return
+	}
+	n := s
+	n.Left.Cancels--
+	m.write(n, m.behind(&s, m.txn(&s, g, txnDead, i)), func(t modelStep, n modelState) { t.fault = true; emit(t, n) })
+}
+
 // jobSteps is what can happen to one message in an owner's hands.
 func (m *Model) jobSteps(s *modelState, g, i uint8, do doer, write func(modelTxn)) {
 	gw := &s.Gw[g]
 	job := &gw.Job[i]
+	if gw.Wait.Kind == txnDead && gw.Wait.Msg == i {
+		return // in memory it has ended
+	}
 	record := func(state uint8) {
 		t := m.txn(s, g, txnRecord, i)
 		t.Rec.State = state
@@ -422,6 +441,9 @@ func (m *Model) jobSteps(s *modelState, g, i uint8, do doer, write func(modelTxn
 			}
 			return
 		}
+		if m.Faults.Cancels > 0 && m.Faults.Redrives > 0 && !job.Kept && job.State == modelQueued && m.mayRecord(gw, i) {
+			record(modelQueued) // a younger one that was cancelled is to be redriven
+		}
 		switch {
 		case job.State == modelDelivered: // its last owner died at work
 			failed(1)
@@ -430,7 +452,7 @@ func (m *Model) jobSteps(s *modelState, g, i uint8, do doer, write func(modelTxn
 		default:
 			do("begins", g, int(i), func(n *modelState) {
 				n.Gw[g].Job[i].Phase = jobRunning
-				if n.Lock == gw.Session && n.Msg[i].Receipt == modelAcked {
+				if n.Lock == gw.Session && (n.Msg[i].Receipt == modelAcked || n.Msg[i].Dead) {
 					n.Broken |= brokenAgain
 				}
 			})
@@ -472,6 +494,30 @@ func (m *Model) mayRecord(gw *modelGateway, i uint8) bool {
 		}
 	}
 	return true
+}
+
+// keptBefore reports whether the older messages of a dead letter's conversation are here and have records, as far as they have no end: it
+// may have been cancelled behind them, and its new record must not be found before them.
+func (m *Model) keptBefore(s *modelState, gw *modelGateway, i uint8) bool {
+	if gw.Fetched < s.place(int(i)) && m.Mutation != RedriveOvertakes {
+		return false
+	}
+	for o := range m.Messages {
+		if j := &gw.Job[o]; j.Phase != jobNone && m.Messages[o].Conversation == m.Messages[i].Conversation && j.Lane < s.place(int(i)) && !j.Kept && m.Mutation != RedriveOvertakes {
+			return false
+		}
+	}
+	return true
+}
+
+// place is a message's place in its lane.
+func (s *modelState) place(i int) uint8 {
+	for n, held := range s.Lane[:s.Bell] {
+		if int(held) == i+1 {
+			return uint8(n) + 1
+		}
+	}
+	return 0
 }
 
 // working is what a handler and the clock make of a message.

@@ -45,7 +45,7 @@ var randomOps = []struct {
 	most int
 }{
 	{"send", 0}, {"send", 0}, {"send", 0}, {"pass", 0}, {"pass", 0}, {"duplicate", 0}, {"lose a request", 0}, {"lose a reply", 0},
-	{"crash", 3}, {"depose", 2}, {"hand over", 2}, {"redrive", 2},
+	{"crash", 3}, {"depose", 2}, {"hand over", 2}, {"redrive", 2}, {"cancel", 2},
 }
 
 // DrawRun draws a run of up to so many operations.
@@ -105,7 +105,7 @@ func explored(v Verdict, faulty bool) (*Exploration, error) {
 	faults := []Faults{{}}
 	if faulty {
 		// A life after a redrive begins as the first did, so not everything needs everything else.
-		faults = []Faults{{Crashes: 3, Redrives: 1}, {Crashes: 2, Handovers: 1}, {Depositions: 1, Duplicates: 1}}
+		faults = []Faults{{Crashes: 3, Redrives: 1, Cancels: 1}, {Crashes: 2, Handovers: 1, Cancels: 1}, {Depositions: 1, Duplicates: 1, Cancels: 1}}
 	}
 	scripts := [][]Verdict{{v}}
 	if v == VerdictFail {
@@ -314,6 +314,12 @@ func (w *mesh) do(o randomOp) {
 	case "hand over":
 		w.halt(p)
 		w.again(o.Gateway)
+	case "cancel":
+		w.orders.Go(func() {
+			ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+			defer cancel()
+			_, _ = w.billy.CancelMessage(ctx, w.ids[o.Message], "the run")
+		})
 	case "redrive":
 		w.orders.Go(func() {
 			ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)

@@ -67,6 +67,19 @@ func TestCLI(t *testing.T) {
 			t.Errorf("message list --limit 2: %d", len(list))
 		}
 	})
+	t.Run("message cancel", func(t *testing.T) {
+		id, _, _ := strings.Cut(must(t, env, "send", "--to", "billy", "--delay", "1h", "--wait", "accepted", "later"), " ")
+		if out := must(t, env, "message", "cancel", "--by", "me", id); out != id+" cancelled\n" {
+			t.Errorf("%q", out)
+		}
+		if st := parse[gateway.MessageStatus](t, must(t, env, "message", "show", "--json", id)); st.Facts.Class != envelope.ClassCancelled || st.Facts.Reason != "cancelled by me" {
+			t.Errorf("%+v", st.Facts)
+		}
+		if r := gatemesh(t, env, "", "message", "cancel", id); r.code != exitUsage || !strings.Contains(r.errOut, "it has ended") {
+			t.Errorf("again: %+v", r)
+		}
+		must(t, env, "deadletter", "purge", id)
+	})
 	t.Run("agents", func(t *testing.T) {
 		if list := parse[[]bus.AgentInfo](t, must(t, env, "agents", "--json", "--capability", infraCheck)); len(list) != 1 || list[0].ID != "bobby" {
 			t.Errorf("%+v", list)

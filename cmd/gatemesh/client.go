@@ -341,6 +341,18 @@ func (c *client) cancelTask(ctx context.Context, queue, id string, o gateway.Tas
 	return &out, nil
 }
 
+// cancelMessage has the owner of a message's inbox give it up.
+func (c *client) cancelMessage(ctx context.Context, id string, o gateway.TaskOrder, wait time.Duration) (*gateway.MessageCancelled, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+callTimeout)
+	defer cancel()
+	o.Timeout = wait.String()
+	var out gateway.MessageCancelled
+	if err := c.do(ctx, http.MethodPost, "v1/messages/"+url.PathEscape(id)+"/cancel", nil, o, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 func (c *client) channels(ctx context.Context) ([]gateway.AccountStatus, error) {
 	out := gateway.ChannelsResponse{Channels: []gateway.AccountStatus{}}
 	err := c.do(ctx, http.MethodGet, "v1/channels", nil, nil, &out)

@@ -38,7 +38,51 @@ func (a *app) messageCommand() *cobra.Command {
 	}
 	list.Flags().IntVar(&limit, "limit", 20, "how many at most")
 
-	return group("message", "List and show messages", list, a.showCommand("message"))
+	return group("message", "List, show and cancel messages", list, a.showCommand("message"), a.messageCancelCommand())
+}
+
+func (a *app) messageCancelCommand() *cobra.Command {
+	var o gateway.TaskOrder
+	c := &cobra.Command{
+		Use: "cancel ID", Short: "Give a message up",
+		Long: `Give a message up that has not ended: it becomes a dead letter of class "cancelled", and who sent it is told.
+One that waits is never begun. Of one that is worked on the handler is stopped as far as it listens; what it did
+outside of the mesh stays done, and what it asked other agents goes on. When it may have made an effect of which
+nobody knows, the class is "unknown". The gateway that owns the inbox does it.
+
+` + exitHelp,
+		Args: cobra.ExactArgs(1),
+		RunE: body(func(cmd *cobra.Command, args []string) error {
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			st, err := c.find(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			res, err := c.cancelMessage(ctx, st.MessageID, o, a.timeoutOr(gateway.DefaultWait))
+			switch {
+			case hasCode(err, gateway.CodeTimeout):
+				return failf(exitTimeout, "%w (who owns it: gatemesh inbox; what became of it: gatemesh message show %s)", err, st.MessageID)
+			case err != nil:
+				return err
+			}
+			if a.asJSON {
+				return a.printer().json(res)
+			}
+			if res.Class == envelope.ClassUnknown {
+				a.printer().printf("%s stopped; it may have had an effect (gatemesh message show %s)\n", res.MessageID, res.MessageID)
+				return nil
+			}
+			a.printer().printf("%s cancelled\n", res.MessageID)
+			return nil
+		}),
+	}
+	c.Flags().StringVar(&o.By, "by", "", "who wants it; it stays in the record (default: operator)")
+	return c
 }
 
 // showCommand shows a message, which may be a task.

@@ -34,9 +34,9 @@ func (a *app) sessionsListCommand() *cobra.Command {
 				if a.asJSON {
 					return a.printer().json(sessions)
 				}
-				t := newTable("SESSION", "UPDATED", "MESSAGES", "FORGOTTEN")
+				t := newTable("SESSION", "UPDATED", "MESSAGES", "FORGOTTEN", "RUN", "LABEL", "OF")
 				for _, s := range sessions {
-					t.add(s.Key, ago(envelope.At(s.Updated)), fmt.Sprint(s.Messages), fmt.Sprint(s.Forgotten))
+					t.add(s.Key, ago(envelope.At(s.Updated)), fmt.Sprint(s.Messages), fmt.Sprint(s.Forgotten), s.Status, s.Label, s.SpawnedBy)
 				}
 				a.printer().table(t, "no sessions (one begins with the first message to an agent that thinks: an agent with a model)")
 				return nil
@@ -122,7 +122,7 @@ func sessionKey(key string) (id, conversation string, err error) {
 	if len(parts) != 3 || parts[0] != "agent" || !envelope.ValidName(parts[1]) || parts[2] == "" {
 		return "", "", failf(exitUsage, "%q is not a session: want agent:<id>:<conversation> (gatemesh sessions list)", key)
 	}
-	return parts[1], parts[2], nil
+	return parts[1], agent.SessionName(parts[2]), nil
 }
 
 func (c *client) sessions(ctx context.Context, id string) ([]gateway.SessionInfo, error) {

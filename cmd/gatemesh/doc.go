@@ -51,6 +51,7 @@
 //	message list     [the same, newest first]
 //	message show     the same
 //	  --follow       EVENT lines
+//	message cancel   {"message_id", "class": "cancelled"|"unknown", "by"}      gateway.MessageCancelled
 //	task add         as send
 //	task show        as message show
 //	task list        [{"message_id", "queue", "state": "waiting"|"delayed"|"running"|"retrying", "priority",

@@ -18,14 +18,12 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/a2aproject/a2a-go/v2/a2a"
 	"github.com/a2aproject/a2a-go/v2/a2asrv"
 	sdklog "github.com/a2aproject/a2a-go/v2/log"
 
-	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/gateway"
 )
@@ -145,13 +143,14 @@ func (e *refusal) Unwrap() error {
 	return a2a.ErrInvalidParams
 }
 
-// taskID is the id of the task that a message begins: the message's in the mesh.
-func (s *server) taskID(ctx context.Context, messageID string) (string, error) {
+// taskID is the id of the task that a message begins, the message's in the mesh; and the mark by which its sender may cancel it.
+func (s *server) taskID(ctx context.Context, messageID string) (id, mark string, err error) {
 	var who gateway.StatusResponse
 	if err := s.api(ctx, http.MethodGet, "/v1/status", nil, &who); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return envelope.DerivedID("a2a/"+who.Caller, s.agent+"/"+messageID), nil
+	id = envelope.DerivedID("a2a/"+who.Caller, s.agent+"/"+messageID)
+	return id, gateway.AskedBy(who.Caller, id), nil
 }
 
 // begin sends a message, unless it was sent before at whichever gateway, and says what is known of it then.
@@ -166,7 +165,7 @@ func (s *server) begin(ctx context.Context, m *a2a.Message) (st gateway.MessageS
 	if err := fill(&req, m.Parts); err != nil {
 		return st, err
 	}
-	if req.ID, err = s.taskID(ctx, m.ID); err != nil {
+	if req.ID, req.CorrelationID, err = s.taskID(ctx, m.ID); err != nil {
 		return st, err
 	}
 	if req.ConversationID == "" {
@@ -317,34 +316,25 @@ func (s *server) stream(ctx context.Context, st gateway.MessageStatus, yield fun
 	}
 }
 
-// CancelTask implements a2asrv.RequestHandler: what waits in a queue, or runs there, can be given up by who may (the role operate).
+// CancelTask implements a2asrv.RequestHandler: what has not ended can be given up by the token that asked it, and by any with the role operate, also while
+// the agent works on it. What that did outside of the mesh by then stays done; where the mesh cannot know whether it was done, the task has failed.
 func (s *server) CancelTask(ctx context.Context, req *a2a.CancelTaskRequest) (*a2a.Task, error) {
 	st, err := s.look(ctx, string(req.ID), "")
 	if err != nil {
 		return nil, asTask(err)
 	}
-	t, err := s.task(st)
+	if _, err := s.task(st); err != nil {
+		return nil, err // another agent's
+	}
+	err = s.api(ctx, http.MethodPost, "/v1/messages/"+url.PathEscape(string(req.ID))+"/cancel", gateway.TaskOrder{}, &gateway.MessageCancelled{})
+	var r *refusal
 	switch {
-	case err != nil:
-		return nil, err
-	case t.Status.State.Terminal():
-		return nil, fmt.Errorf("%w: it has ended", a2a.ErrTaskNotCancelable)
-	}
-	var queues gateway.QueuesResponse
-	if err := s.api(ctx, http.MethodGet, "/v1/queues", nil, &queues); err != nil {
-		return nil, err
-	}
-	if !slices.ContainsFunc(queues.Queues, func(q bus.QueueInfo) bool { return q.Queue == s.agent }) {
-		return nil, fmt.Errorf("%w: what an agent has been asked cannot be taken back, only tasks of queues can", a2a.ErrTaskNotCancelable)
-	}
-	err = s.api(ctx, http.MethodPost, "/v1/queues/"+url.PathEscape(s.agent)+"/tasks/"+url.PathEscape(string(req.ID))+"/cancel", gateway.TaskOrder{}, &gateway.TaskCancelled{})
-	switch {
-	case errors.Is(err, a2a.ErrTaskNotFound):
-		return nil, fmt.Errorf("%w: %s", a2a.ErrTaskNotCancelable, err.Error())
+	case errors.As(err, &r) && r.api.Code == gateway.CodeEnded:
+		return nil, fmt.Errorf("%w: %s", a2a.ErrTaskNotCancelable, r.api.Message)
 	case err != nil:
 		return nil, err
 	}
-	if st, err = s.look(ctx, string(req.ID), ""); err != nil {
+	if st, err = s.look(ctx, string(req.ID), gateway.WaitReplied); err != nil { // its end, which is there
 		return nil, err
 	}
 	return s.task(st)

@@ -2,6 +2,7 @@ package a2aserver
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,6 +65,9 @@ func (w *worker) factory(agent.Spec, agent.Deps) (bus.Handler, error) {
 	}), nil
 }
 
+// tokenOf is the token of who may send.
+func tokenOf(who string) string { return who + "-s token, which nobody guesses in this test" }
+
 // mesh starts three gateways on one store: bobby lives on the first, and the queue chores is kept there.
 func mesh(t *testing.T, w *worker) (urls []string) {
 	t.Helper()
@@ -72,6 +76,10 @@ func mesh(t *testing.T, w *worker) (urls []string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
+	senders := ""
+	for _, who := range []string{"anna", "berta"} {
+		senders += fmt.Sprintf(`{ name: %q, role: "send", sha256: "%x" },`, who, sha256.Sum256([]byte(tokenOf(who))))
+	}
 	for i, name := range []string{"home", "edge", "other"} {
 		agents := `{ id: "own-` + name + `", runner: "echo" }`
 		if i == 0 {
@@ -82,7 +90,7 @@ func mesh(t *testing.T, w *worker) (urls []string) {
 			queues = ""
 		}
 		cfg, _, err := gateway.ParseConfig(name+".json5", []byte(fmt.Sprintf(`{ mesh: { gateway: %q, store: "local", policy: { default: "allow" }, %s },
-			gateway: { port: 0, auth: { token: %q } }, agents: { list: [%s] } }`, name, queues, token, agents)), func(string) (string, bool) { return "", false })
+			gateway: { port: 0, auth: { token: %q, tokens: [%s] } }, agents: { list: [%s] } }`, name, queues, token, senders, agents)), func(string) (string, bool) { return "", false })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -228,9 +236,6 @@ func TestStream(t *testing.T) {
 		t.Fatalf("%+v at once", task)
 	}
 	<-w.entered
-	if _, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: task.ID}); !errors.Is(err, a2a.ErrTaskNotCancelable) {
-		t.Errorf("cancel what an agent was asked: %v", err)
-	}
 	let := false
 	tell := func(events func(func(a2a.Event, error) bool)) (states []a2a.TaskState, text string) {
 		for ev, err := range events {
@@ -264,6 +269,73 @@ func TestStream(t *testing.T) {
 		if !errors.Is(err, a2a.ErrUnsupportedOperation) {
 			t.Errorf("subscribe to what has ended: %v", err)
 		}
+	}
+}
+
+// A question is given up from any gateway: while the agent works on it, and while it waits behind another one. What has ended cannot be.
+func TestCancelQuestion(t *testing.T) {
+	w := &worker{entered: make(chan struct{}, 8), leave: make(chan struct{})}
+	urls := mesh(t, w)
+	c, edge := mustClient(t, urls[0], "bobby"), mustClient(t, urls[len(urls)-1], "bobby")
+	ask := func(text string) (*a2a.SendMessageRequest, *a2a.Task) {
+		req := asks(text)
+		req.Message.ContextID = "talk"
+		req.Config = &a2a.SendMessageConfig{ReturnImmediately: true}
+		return req, send(t, c, req)
+	}
+	_, running := ask("hold this")
+	<-w.entered
+	req, waiting := ask("hold that, too")
+	if _, err := mustClient(t, urls[0], "own-edge").CancelTask(within(t), &a2a.CancelTaskRequest{ID: waiting.ID}); !errors.Is(err, a2a.ErrTaskNotFound) {
+		t.Errorf("another agent's: %v", err)
+	}
+	for _, id := range []a2a.TaskID{waiting.ID, running.ID} {
+		task, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: id})
+		if err != nil || task.Status.State != a2a.TaskStateCanceled {
+			t.Fatalf("%+v, %v", task, err)
+		}
+	}
+	if got := send(t, c, &a2a.SendMessageRequest{Message: req.Message}); got.Status.State != a2a.TaskStateCanceled {
+		t.Errorf("the same question again: %+v", got.Status)
+	}
+	done := send(t, c, asks("quick"))
+	if n := w.count.Load(); n != 2 || done.Status.State != a2a.TaskStateCompleted {
+		t.Errorf("the agent worked %d times, %+v", n, done.Status)
+	}
+	for _, id := range []a2a.TaskID{waiting.ID, running.ID, done.ID} {
+		if _, err := edge.CancelTask(within(t), &a2a.CancelTaskRequest{ID: id}); !errors.Is(err, a2a.ErrTaskNotCancelable) {
+			t.Errorf("what has ended: %v", err)
+		}
+	}
+	if _, err := c.CancelTask(within(t), &a2a.CancelTaskRequest{ID: a2a.TaskID(envelope.NewID())}); !errors.Is(err, a2a.ErrTaskNotFound) {
+		t.Errorf("nothing: %v", err)
+	}
+}
+
+// Who may send cancels what he asked, from whatever gateway, and nothing that others did.
+func TestCancelOnesOwn(t *testing.T) {
+	w := &worker{entered: make(chan struct{}, 8), leave: make(chan struct{})}
+	urls := mesh(t, w)
+	as := func(url, who string) *a2aclient.Client {
+		c, _, err := client(t, url, "bobby", tokenOf(who))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	req := asks("hold this")
+	req.Config = &a2a.SendMessageConfig{ReturnImmediately: true}
+	task := send(t, as(urls[0], "anna"), req)
+	<-w.entered
+	cancel := &a2a.CancelTaskRequest{ID: task.ID}
+	if _, err := as(urls[0], "berta").CancelTask(within(t), cancel); !errors.Is(err, a2a.ErrUnauthorized) {
+		t.Errorf("another one's: %v", err)
+	}
+	if got, err := as(urls[1], "anna").CancelTask(within(t), cancel); err != nil || got.Status.State != a2a.TaskStateCanceled {
+		t.Errorf("one's own: %+v, %v", got, err)
+	}
+	if _, err := as(urls[1], "berta").CancelTask(within(t), cancel); errors.Is(err, a2a.ErrTaskNotCancelable) || err == nil {
+		t.Errorf("another one's, which has ended: %v", err)
 	}
 }
 

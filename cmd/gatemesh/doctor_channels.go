@@ -29,7 +29,8 @@ func (d *doctor) channels(accounts []gateway.AccountStatus) {
 			warn(check, "waits for somebody to link it"+at, "gatemesh channels pair "+accountName(a))
 		case gateway.ChannelLoggedOut:
 			well = false
-			fix := "put new ones into channels." + a.Channel + " on every node: they are taken up without a restart"
+			fix := "mend what it names at the vendor: it is tried again within 5 minutes, at once after SIGHUP to " + orStar(a.Gateway) +
+				"; or put new ones into channels." + a.Channel + " on every node: they are taken up without a restart"
 			if a.Channel == "whatsapp" {
 				fix = "gatemesh channels pair " + accountName(a)
 			}

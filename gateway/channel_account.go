@@ -77,6 +77,8 @@ type account struct {
 	// code is what a person scans now. It is never written down.
 	code    *PairingCode
 	pairing bool
+
+	patience time.Duration // findPatience; tests make it short
 }
 
 // accountConfig is what a reload may change of an account.
@@ -119,7 +121,7 @@ func (g *Gateway) newAccounts(cfg *Config) error {
 		}
 		a := &account{
 			g: g, cfg: c, factory: f, keys: keys, inbox: c.Inbox(), changed: make(chan struct{}), again: make(chan struct{}, 1),
-			log: g.log.Named(c.Inbox()),
+			log: g.log.Named(c.Inbox()), patience: findPatience,
 		}
 		a.status = AccountStatus{Channel: c.Channel, Account: c.ID, Inbox: a.inbox}
 		now, err := a.configured(cfg, c)

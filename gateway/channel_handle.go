@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -301,33 +300,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// splitText cuts a text into parts of no more than most characters: at the end of a paragraph, else of a line, else of a word, if one ends in the second
-// half of the part. 0: one part.
-func splitText(text string, most int) []string {
-	if most <= 0 {
-		return []string{text}
-	}
-	var parts []string
-	for utf8.RuneCountInString(text) > most {
-		end := 0 // in bytes, of most characters
-		for range most {
-			_, n := utf8.DecodeRuneInString(text[end:])
-			end += n
-		}
-		cut := end
-		for _, at := range []string{"\n\n", "\n", " "} {
-			if i := strings.LastIndex(text[:end], at); i > end/2 {
-				cut = i
-				break
-			}
-		}
-		parts = append(parts, strings.TrimRight(text[:cut], " \n"))
-		text = strings.TrimLeft(text[cut:], " \n")
-	}
-	if text != "" || len(parts) == 0 {
-		parts = append(parts, text)
-	}
-	return parts
 }

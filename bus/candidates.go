@@ -30,12 +30,13 @@ const (
 // Candidate is a gateway that may own an inbox.
 type Candidate struct {
 	Gateway string `json:"gateway"`
-	// Rank orders the choices; those of one rank are ordered by a hash of both names, so that inboxes spread.
+	// Rank orders the choices; of one rank who has the fewest duties comes first, and of those a hash of both names decides, so that inboxes spread.
 	Rank int `json:"rank"`
 	// Live: it holds its session now.
 	Live bool `json:"live"`
 	// Leads: its own server leads the store's, so that its loss would take longest to get over. Of one rank it comes last.
 	Leads bool `json:"leads,omitempty"`
+	load  int
 	score uint64
 }
 
@@ -115,8 +116,8 @@ func (el *elector) ranks() map[string]int {
 	return all
 }
 
-// lineLocked lists who may own an inbox, best choice first; el.mu is held.
-func (el *elector) lineLocked(id string) []Candidate {
+// lineWith lists who may own an inbox, best choice first, where gateways have so many duties besides; el.mu is held.
+func (el *elector) lineWith(id string, l loads) []Candidate {
 	ranks := map[string]int{}
 	for gw, rank := range el.serving[id] {
 		ranks[gw] = rank
@@ -136,10 +137,10 @@ func (el *elector) lineLocked(id string) []Candidate {
 			continue
 		}
 		h := sha256.Sum256([]byte(id + "\x00" + gw))
-		line = append(line, Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], Leads: el.leadingLocked(gw), score: binary.BigEndian.Uint64(h[:])})
+		line = append(line, Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], Leads: el.leadingLocked(gw), load: l[gw], score: binary.BigEndian.Uint64(h[:])})
 	}
 	slices.SortFunc(line, func(a, b Candidate) int {
-		return cmp.Or(cmp.Compare(a.Rank, b.Rank), compareBool(a.Leads, b.Leads), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
+		return cmp.Or(cmp.Compare(a.Rank, b.Rank), compareBool(a.Leads, b.Leads), cmp.Compare(a.load, b.load), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
 	})
 	return line
 }
@@ -163,24 +164,14 @@ func compareBool(a, b bool) int {
 	}
 }
 
-// nextLocked is who takes an inbox when its owner gives it up; "": nobody that is there. el.mu is held.
-func (el *elector) nextLocked(id, owner string) string {
-	for _, c := range el.lineLocked(id) {
-		if c.Live && c.Gateway != owner {
-			return c.Gateway
-		}
-	}
-	return ""
-}
-
 // namedLocked reports whether an inbox was released for this gateway; el.mu is held.
 func (el *elector) namedLocked(id string, now time.Time) bool {
 	h := el.handoffs[id]
 	return h.From != "" && h.To == el.b.cfg.Gateway && now.Sub(h.heard) < handoffFor
 }
 
-// turnLocked is how long after it became free this gateway takes an inbox; el.mu is held.
-func (el *elector) turnLocked(id string, s served, now time.Time) time.Duration {
+// turnLocked is how long after it became free this gateway takes an inbox, by the line for it; el.mu is held.
+func (el *elector) turnLocked(id string, s served, line []Candidate, now time.Time) time.Duration {
 	me := el.b.cfg.Gateway
 	h := el.handoffs[id]
 	fresh := h.From != "" && now.Sub(h.heard) < handoffFor
@@ -190,7 +181,7 @@ func (el *elector) turnLocked(id string, s served, now time.Time) time.Duration 
 	starting := now.Sub(el.born) < settling
 	before, behind := 0, 0
 	mine := false
-	for _, c := range el.lineLocked(id) {
+	for _, c := range line {
 		switch {
 		case c.Gateway == me:
 			mine = true
@@ -243,13 +234,17 @@ func (b *Bus) Duties() []OwnerInfo {
 	for id := range el.owners {
 		ids[id] = true
 	}
-	list := make([]OwnerInfo, 0, len(ids))
+	list, lines, loads := make([]OwnerInfo, 0, len(ids)), el.freeLinesLocked(), el.loadsLocked()
 	for id := range ids {
 		o := el.owners[id]
 		if id == b.cfg.Gateway || el.live[id] || o.Gateway == id {
 			continue
 		}
-		info := OwnerInfo{Duty: id, Owner: o.Gateway, Token: o.Token, Candidates: el.lineLocked(id), Next: el.nextLocked(id, o.Gateway)}
+		line, free := lines[id]
+		if !free {
+			line = el.lineWith(id, loads.without(o.Gateway))
+		}
+		info := OwnerInfo{Duty: id, Owner: o.Gateway, Token: o.Token, Candidates: line, Next: firstBut(line, o.Gateway)}
 		if o.Token != 0 {
 			info.Since = envelope.At(o.Since)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,63 @@ func TestSpread(t *testing.T) {
 			b.Errorf("it came back, and %v became %v", c, again)
 		}
 		b.stop(gws...)
+	})
+}
+
+// A handful of duties, as a mesh has, spreads as evenly as it can: at the start, when a gateway crashes, and when one stops. The names are those that a hash alone
+// puts on one gateway.
+func TestSpreadOfAFew(t *testing.T) {
+	duties := []string{"channel-slack-default", "channel-webchat-default", "channel-whatsapp-default", "channel-discord-default", "cron", "echo"}
+	spread := func(b *bubble, g *gw, want ...int) {
+		t.Helper()
+		c := map[string]int{}
+		for _, d := range duties {
+			c[g.OwnerOf(d)]++
+		}
+		var got []int
+		for _, n := range c {
+			got = append(got, n)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) || c[""] != 0 {
+			b.Errorf("%v, want %v", c, want)
+		}
+	}
+	mesh := func(b *bubble, names ...string) (gws []*gw) {
+		for _, name := range names {
+			gws = append(gws, b.gateway(name, nil))
+		}
+		for _, g := range gws {
+			for _, d := range duties {
+				if err := g.Serve(bus.AgentSpec{ID: d, Spread: true, Candidates: names}, bus.HandlerFunc(nothing)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b.pass(20 * time.Second)
+		return gws
+	}
+	inBubble(t, func(b *bubble) {
+		gws := mesh(b, "jerry", "bobby", "billy")
+		spread(b, gws[1], 2, 2, 2)
+		b.cutOff(gws[0], true)
+		b.pass(100 * time.Millisecond) // less than a turn: nobody waited for another one
+		spread(b, gws[1], 3, 3)
+		b.stop(gws...)
+	})
+	inBubble(t, func(b *bubble) {
+		gws := mesh(b, "jerry", "bobby", "billy", "anna")
+		for _, d := range duties {
+			if _, err := gws[0].Transfer(b.Context(), d, bus.TransferOptions{To: "jerry", By: "op"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.pass(time.Second)
+		spread(b, gws[1], 6)
+		b.stop(gws[0])
+		b.pass(time.Second)
+		spread(b, gws[1], 2, 2, 2)
+		b.stop(gws[1:]...)
 	})
 }
 

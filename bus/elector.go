@@ -222,7 +222,10 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 	now := time.Now()
 	el.mu.Lock()
 	var free []served
-	for id, s := range el.serves {
+	var lines freeLines
+	leaving := el.loadsLocked() // with what this pass hands on
+	for _, id := range slices.Sorted(maps.Keys(el.serves)) {
+		s := el.serves[id]
 		o, owned := el.owners[id]
 		term := el.terms[id]
 		if term != nil && term.ctx.Err() != nil {
@@ -237,14 +240,15 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			if term.intake.Err() == nil && !el.allowed(id) {
 				// What it writes as the owner is refused from now on: let somebody else have the inbox.
 				term.stopIn()
-				to := el.nextLocked(id, el.b.cfg.Gateway)
+				to := el.nextWith(id, el.b.cfg.Gateway, leaving)
 				el.b.run(func() {
 					term.handover(el.b.life, to, "")
 					el.kick()
 				})
 				continue
 			}
-			if to := el.awayLocked(term, now); to != "" && term.intake.Err() == nil {
+			if to := el.awayLocked(term, now, leaving); to != "" && term.intake.Err() == nil {
+				leaving[to]++
 				term.stopIn()
 				el.b.run(func() { el.handOn(term, to, "") })
 				continue
@@ -273,7 +277,14 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 		if el.namedLocked(id, now) {
 			s.notBefore = time.Time{}
 		}
-		w := s.freeSince.Add(el.turnLocked(id, s, now)).Sub(now)
+		if lines == nil {
+			lines = el.freeLinesLocked()
+		}
+		line, ok := lines[id]
+		if !ok {
+			line = el.lineLocked(id)
+		}
+		w := s.freeSince.Add(el.turnLocked(id, s, line, now)).Sub(now)
 		if w = max(w, s.notBefore.Sub(now)); w > 0 && (!owned || now.Before(s.notBefore)) {
 			if again == 0 || w < again {
 				again = w
@@ -403,9 +414,9 @@ func (el *elector) deposeAll(cause error) {
 func (el *elector) handover(ctx context.Context) {
 	el.mu.Lock()
 	el.closed = true
-	next := make(map[*inbox]string, len(el.terms))
-	for id, t := range el.terms {
-		next[t] = el.nextLocked(id, el.b.cfg.Gateway)
+	next, loads := make(map[*inbox]string, len(el.terms)), el.loadsLocked()
+	for _, id := range slices.Sorted(maps.Keys(el.terms)) {
+		next[el.terms[id]] = el.nextWith(id, el.b.cfg.Gateway, loads)
 	}
 	el.mu.Unlock()
 	var wg sync.WaitGroup

@@ -27,7 +27,7 @@ type AgentSpec struct {
 	// waits rankDelay longer before it takes a free inbox.
 	Rank int
 	// Candidates are all gateways that may own it, best choice first, as far as they are known beforehand; nil: those that
-	// the registry names. Of several with the same rank each inbox has its own first choice (a hash of both names).
+	// the registry names. Of several with the same rank who has the fewest duties is the first choice.
 	Candidates []string
 	// Spread: all candidates have the same rank, so that inboxes spread over them.
 	Spread bool

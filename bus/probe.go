@@ -98,13 +98,13 @@ func (el *elector) leads() bool {
 
 // awayLocked is who should have what resides here, because this gateway's own server leads and that one's does not; "": nobody.
 // el.mu is held.
-func (el *elector) awayLocked(ib *inbox, now time.Time) string {
+func (el *elector) awayLocked(ib *inbox, now time.Time, l loads) string {
 	if _, ok := ib.handler.(Resident); !ok || ib.wanted || el.leadsSince.IsZero() || now.Sub(el.leadsSince) < leaveSeat {
 		return ""
 	}
 	mine := el.serves[ib.spec.ID]
 	rank := mine.spec.rank()
-	for _, c := range el.lineLocked(ib.spec.ID) {
+	for _, c := range el.lineWith(ib.spec.ID, l) {
 		if c.Gateway == ib.from && now.Sub(ib.began) < handoffFor {
 			continue // it may be stopping, and would not take it back
 		}

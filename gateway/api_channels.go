@@ -218,10 +218,7 @@ func (a *account) pair(life context.Context, p ChannelPairer) <-chan error {
 		err := p.Pair(ctx, func(c PairingCode) { a.set(func() { a.code = &c }) })
 		a.set(func() { a.code, a.pairing = nil, false })
 		if err == nil {
-			select {
-			case a.again <- struct{}{}:
-			default:
-			}
+			a.tryAgain()
 		}
 		done <- err
 	})

@@ -30,8 +30,8 @@ type Channel interface {
 // ChannelFinder is a Channel that can ask its vendor whether a post was made: in its history, or by sending again under an id that
 // the vendor (or the receiver's client) takes once.
 type ChannelFinder interface {
-	// Find returns what became of p, and false when the vendor says that there is no such post. An error leaves it unknown; it is tried
-	// again, unless it is [ErrCannotFind] or one of [Rejected].
+	// Find returns what became of p, and false when the vendor says that there is no such post. An error leaves it open: for 10 minutes from
+	// the post's beginning it is tried again, after what [NotSent] says, unless it is [ErrCannotFind] or one of [Rejected]: then the outcome is unknown for good.
 	Find(ctx context.Context, p Post) (Posted, bool, error)
 }
 

@@ -33,6 +33,9 @@ const (
 	statusEvery = 2 * time.Second
 	// maxEventBytes bounds an event as it lies in the store.
 	maxEventBytes = 64 << 10
+	// credentialsAgain is how long an account whose credentials were refused rests before they are tried again: what was wrong may be mended at the
+	// vendor (a scope, an intent, Socket Mode), with the same token, and nothing here would tell. It is long, because vendors lock out who insists.
+	credentialsAgain = 5 * time.Minute
 )
 
 // AccountStatus is what an account is at, as its owner last wrote it down.
@@ -47,7 +50,7 @@ type AccountStatus struct {
 	LastPost   envelope.Time `json:"last_post_at,omitzero"`
 	LastError  string        `json:"last_error,omitempty"`
 	ErrorAt    envelope.Time `json:"last_error_at,omitzero"`
-	Unknown    int           `json:"unknown,omitempty"` // posts since the start of the term of which nobody knows
+	Unknown    int           `json:"unknown,omitempty"` // posts since the start of the owner's term of which nobody knows
 	Foreign    string        `json:"foreign,omitempty"`
 	ForeignAt  envelope.Time `json:"foreign_at,omitzero"`
 	DeniedLast string        `json:"denied,omitempty"` // the last event that was not answered on purpose, and why
@@ -65,14 +68,17 @@ type account struct {
 
 	mu     sync.Mutex
 	status AccountStatus
+	term   uint64 // whose status it is
 	// live is the connection of the term of now; nil: none. changed is closed and replaced whenever it or the status changes.
 	live    *liveChannel
 	changed chan struct{}
-	// again wakes an account that waits for new credentials (capacity 1).
+	// again wakes an account whose credentials were refused (capacity 1).
 	again chan struct{}
 	// code is what a person scans now. It is never written down.
 	code    *PairingCode
 	pairing bool
+
+	patience time.Duration // findPatience; tests make it short
 }
 
 // accountConfig is what a reload may change of an account.
@@ -82,8 +88,11 @@ type accountConfig struct {
 	replaced chan struct{}   // closed when other settings are there
 }
 
-// errNewSettings ends a connection whose settings count no more.
-var errNewSettings = errors.New("the account has new settings")
+// Why a connection is followed by another one under the same term.
+var (
+	errNewSettings = errors.New("the account has new settings")
+	errTryAgain    = errors.New("the account's credentials are tried again")
+)
 
 // liveChannel is a connection and the term it lives under.
 type liveChannel struct {
@@ -112,7 +121,7 @@ func (g *Gateway) newAccounts(cfg *Config) error {
 		}
 		a := &account{
 			g: g, cfg: c, factory: f, keys: keys, inbox: c.Inbox(), changed: make(chan struct{}), again: make(chan struct{}, 1),
-			log: g.log.Named(c.Inbox()),
+			log: g.log.Named(c.Inbox()), patience: findPatience,
 		}
 		a.status = AccountStatus{Channel: c.Channel, Account: c.ID, Inbox: a.inbox}
 		now, err := a.configured(cfg, c)
@@ -166,6 +175,7 @@ func (g *Gateway) reloadAccounts(cfg *Config) (take func(), restart []string, er
 			if bytes.Equal(before.settings, now.settings) {
 				now.replaced = before.replaced
 				a.now.Store(now)
+				a.tryAgain()
 				continue
 			}
 			a.now.Store(now)
@@ -203,6 +213,10 @@ func (a *account) vault(t *bus.Term) Vault {
 // another one under the same term, so nobody else takes the account meanwhile; what is said in between the vendor keeps, as after any lost connection.
 func (a *account) Reside(ctx context.Context, t *bus.Term) error {
 	a.set(func() {
+		if a.term == t.Token() {
+			return // the connection of this term failed, and is begun again: what went wrong is still to be seen
+		}
+		a.term = t.Token()
 		a.status = AccountStatus{Channel: a.cfg.Channel, Account: a.cfg.ID, Inbox: a.inbox, Gateway: a.g.name}
 	})
 	var wg sync.WaitGroup
@@ -217,14 +231,15 @@ func (a *account) Reside(ctx context.Context, t *bus.Term) error {
 		if ctx.Err() != nil {
 			return nil // the term is over
 		}
-		if !errors.Is(err, errNewSettings) {
+		if !errors.Is(err, errNewSettings) && !errors.Is(err, errTryAgain) {
 			return err
 		}
-		a.log.Info("connecting again: the account has new settings")
+		a.log.Info("connecting again", "why", err)
 	}
 }
 
-// connect holds one connection: until the term is over, it fails, or its settings count no more (errNewSettings).
+// connect holds one connection: until the term is over, it fails, its settings count no more (errNewSettings), or its credentials were refused and are
+// to be tried again (errTryAgain).
 func (a *account) connect(ctx context.Context, t *bus.Term) error {
 	now := a.now.Load()
 	ch, err := a.factory.New(ChannelDeps{Account: a.cfg.ID, Settings: now.settings, Vault: a.vault(t), Logger: a.log})
@@ -267,13 +282,34 @@ func (a *account) connect(ctx context.Context, t *bus.Term) error {
 	}
 	in.Status(ChannelStatus{State: ChannelLoggedOut, Detail: clipText(err.Error(), 200)})
 	a.log.Error("the account cannot be used until somebody acts", "error", err)
+	return a.rest(ctx, ch, now.replaced)
+}
+
+// rest waits, after a refusal of the credentials, until there is a reason to try them again: other settings, a reload with the same ones, a person who
+// linked the account, or time. An account that is linked by a person is not tried by time: without that person it has no credentials.
+func (a *account) rest(ctx context.Context, ch Channel, replaced <-chan struct{}) error {
+	var timeUp <-chan time.Time
+	if _, byPerson := ch.(ChannelPairer); !byPerson {
+		t := time.NewTimer(credentialsAgain)
+		defer t.Stop()
+		timeUp = t.C
+	}
 	select {
-	case <-now.replaced:
+	case <-replaced:
 		return errNewSettings
 	case <-a.again:
-		return errors.New("trying the account again, as somebody wants")
+	case <-timeUp:
 	case <-ctx.Done():
 		return nil
+	}
+	return errTryAgain
+}
+
+// tryAgain wakes an account whose credentials were refused.
+func (a *account) tryAgain() {
+	select {
+	case a.again <- struct{}{}:
+	default:
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gatemesh/gatemesh/agent"
 	"github.com/gatemesh/gatemesh/bus"
@@ -18,10 +17,6 @@ import (
 const (
 	// postTimeout bounds one post.
 	postTimeout = 30 * time.Second
-	// flightTime is how long after its owner could begin nothing more a post may still arrive.
-	flightTime = 2 * time.Second
-	// findTries is how often the vendor is asked about a post before it is given up as unknown.
-	findTries = 4
 	// sayMargin is what is left of an event's life when its sender is told that there is no answer.
 	sayMargin = 20 * time.Second
 	// maxParts is how many posts one text becomes at most, but for the one that says so; each is an effect of the message.
@@ -102,6 +97,9 @@ func (a *account) event(ctx context.Context, m *bus.Incoming, e ChannelEvent) er
 		name = "sorry"
 	}
 	_, err = a.say(ctx, m, ch, name, to, text)
+	if errors.Is(err, errPostUnknown) {
+		err = a.tellUnknown(ctx, m, ch, to, err)
+	}
 	if err == nil || bus.IsNever(err) {
 		a.react(ctx, ch, to, false)
 	}
@@ -247,7 +245,7 @@ func (a *account) effect(ctx context.Context, m *bus.Incoming, ch Channel, name 
 		case e.State.Made():
 			return e.Ref, nil
 		case e.State == envelope.EffectUnknown:
-			return "", bus.Never(envelope.ClassUnknown, fmt.Errorf("whether %s was posted is not known", name))
+			return "", bus.Never(envelope.ClassUnknown, fmt.Errorf("%s: %w", name, errPostUnknown))
 		case e.State == envelope.EffectIntent:
 			p.Since = e.At.Time
 			if ref, made, err := a.find(ctx, m, ch, e, p); made || err != nil {
@@ -277,10 +275,7 @@ func (a *account) effect(ctx context.Context, m *bus.Incoming, ch Channel, name 
 	switch {
 	case errors.As(err, &notSent), IsBadCredentials(err):
 		_ = permit.Settle(envelope.EffectFailed, "") // else the next attempt finds out
-		if notSent != nil && notSent.After > 0 {
-			return "", bus.RetryAfter(notSent.After, err)
-		}
-		return "", err
+		return "", later(err, err)
 	case IsRejected(err):
 		_ = permit.Settle(envelope.EffectFailed, "")
 		return "", bus.Never(envelope.ClassUndeliverable, err)
@@ -296,45 +291,6 @@ func (a *account) posted(at time.Time) {
 	a.g.metrics.channelPosts.WithLabelValues(a.cfg.Channel, a.cfg.ID).Inc()
 }
 
-// find settles a post of which an earlier attempt, here or elsewhere, left nothing but that it was about to make it.
-func (a *account) find(ctx context.Context, m *bus.Incoming, ch Channel, e bus.Effect, p Post) (ref string, made bool, err error) {
-	// As long as its owner may still begin it, what the vendor says is not final; nor while its bytes may be on their way.
-	if err := m.Pause(ctx, m.EffectSettledAfter(e)+flightTime); err != nil {
-		return "", false, err
-	}
-	finder, ok := ch.(ChannelFinder)
-	if !ok {
-		return "", false, a.unknown(m, e.Name, ErrCannotFind)
-	}
-	p.Check = func() error { return m.Term().Verify(ctx) } // some vendors are asked by saying it again under the same id
-	fctx, cancel := context.WithTimeout(ctx, postTimeout)
-	defer cancel()
-	posted, found, err := finder.Find(fctx, p)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return "", false, context.Cause(ctx)
-	case err != nil && m.Attempt() < findTries && !IsRejected(err) && !errors.Is(err, ErrCannotFind):
-		a.failed(err)
-		return "", false, fmt.Errorf("ask the vendor what became of a post: %w", err)
-	case err != nil:
-		return "", false, a.unknown(m, e.Name, err)
-	case found:
-		a.posted(posted.At)
-		return posted.Ref, true, m.Settle(e.Name, envelope.EffectConfirmed, posted.Ref)
-	}
-	return "", false, m.Settle(e.Name, envelope.EffectFailed, "")
-}
-
-// unknown ends a message whose post may have been made: nobody sends it again by himself.
-func (a *account) unknown(m *bus.Incoming, name string, cause error) error {
-	if err := m.Settle(name, envelope.EffectUnknown, ""); err != nil {
-		return err
-	}
-	a.set(func() { a.status.Unknown++ })
-	a.g.metrics.channelUnknown.WithLabelValues(a.cfg.Channel, a.cfg.ID).Inc()
-	return bus.Never(envelope.ClassUnknown, fmt.Errorf("whether %s was posted cannot be found out: %w", name, cause))
-}
-
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -344,33 +300,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// splitText cuts a text into parts of no more than most characters: at the end of a paragraph, else of a line, else of a word, if one ends in the second
-// half of the part. 0: one part.
-func splitText(text string, most int) []string {
-	if most <= 0 {
-		return []string{text}
-	}
-	var parts []string
-	for utf8.RuneCountInString(text) > most {
-		end := 0 // in bytes, of most characters
-		for range most {
-			_, n := utf8.DecodeRuneInString(text[end:])
-			end += n
-		}
-		cut := end
-		for _, at := range []string{"\n\n", "\n", " "} {
-			if i := strings.LastIndex(text[:end], at); i > end/2 {
-				cut = i
-				break
-			}
-		}
-		parts = append(parts, strings.TrimRight(text[:cut], " \n"))
-		text = strings.TrimLeft(text[cut:], " \n")
-	}
-	if text != "" || len(parts) == 0 {
-		parts = append(parts, text)
-	}
-	return parts
 }

@@ -210,6 +210,14 @@ func dm(id, text string) ChannelEvent {
 	return ChannelEvent{ID: id, Message: "m" + id, Peer: ChannelPeer{PeerDM, "u"}, Sender: ChannelSender{ID: "u"}, Text: text, Mentioned: true}
 }
 
+// lostFirst loses sight of the first post.
+func lostFirst(n int, _ Post) error {
+	if n == 1 {
+		return errors.New("lost")
+	}
+	return nil
+}
+
 func TestChannelOutcomes(t *testing.T) {
 	for name, tc := range map[string]struct {
 		post  func(n int, p Post) error
@@ -224,8 +232,13 @@ func TestChannelOutcomes(t *testing.T) {
 			}
 			return nil
 		}},
-		"rejected":        {texts: "hello", class: "undeliverable", post: func(int, Post) error { return Rejected(errors.New("no such room")) }},
-		"lost, not asked": {texts: "hello", class: "unknown", post: func(int, Post) error { return errors.New("lost") }},
+		"rejected":             {texts: "hello", class: "undeliverable", post: func(int, Post) error { return Rejected(errors.New("no such room")) }},
+		"lost, not asked":      {texts: "hello|note", class: "unknown", post: lostFirst},
+		"lost, as is the note": {texts: "hello|note", class: "unknown", post: func(int, Post) error { return errors.New("lost") }},
+		"lost, the note waits": {texts: "hello|note|note", class: "unknown", post: func(n int, _ Post) error {
+			return []error{errors.New("lost"), NotSent(0, errors.New("busy")), nil}[n-1]
+		}},
+		"lost, no note allowed": {texts: "hello|note", class: "unknown", post: func(n int, _ Post) error { return []error{errors.New("lost"), Rejected(errors.New("left"))}[n-1] }},
 		"lost, found": {texts: "hello", post: func(int, Post) error { return errors.New("lost") },
 			find: func(Post) (bool, error) { return true, nil }},
 		"lost, not there": {texts: "hello|hello", post: func(n int, _ Post) error {
@@ -234,8 +247,8 @@ func TestChannelOutcomes(t *testing.T) {
 			}
 			return nil
 		}, find: func(Post) (bool, error) { return false, nil }},
-		"lost, cannot tell": {texts: "hello", class: "unknown", post: func(int, Post) error { return errors.New("lost") },
-			find: func(Post) (bool, error) { return false, errors.New("no answer") }},
+		"lost, cannot tell": {texts: "hello|note", class: "unknown", post: lostFirst,
+			find: func(Post) (bool, error) { return false, fmt.Errorf("%w: too long ago", ErrCannotFind) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -247,11 +260,12 @@ func TestChannelOutcomes(t *testing.T) {
 				}
 			}
 			tr := n.over("1")
-			if got := strings.Join(s.texts(), "|"); got != tc.texts || string(tr.Facts.Class) != tc.class {
+			note := fmt.Sprintf(unknownNote, tr.Envelope.MessageID)
+			if got := strings.ReplaceAll(strings.Join(s.texts(), "|"), note, "note"); got != tc.texts || string(tr.Facts.Class) != tc.class {
 				t.Errorf("posted %q, class %q (%s)", got, tr.Facts.Class, tr.Facts.Reason)
 			}
 			for _, p := range s.posts {
-				if p.ID != s.posts[0].ID {
+				if p.ID != s.posts[0].ID && p.Text != note {
 					t.Error("another id for the same post")
 				}
 			}

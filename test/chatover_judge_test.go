@@ -32,6 +32,8 @@ type chatFigures struct {
 	Lost         int `json:"lost"`
 	OutOfOrder   int `json:"out_of_order"`
 	Redelivered  int `json:"redelivered"`
+	// Told are those of the Unknown of which who asked was told in the chat.
+	Told int `json:"told"`
 	// OtherAnswers are answers that nobody's question has ("Sorry, there is no answer").
 	OtherAnswers int `json:"other_answers"`
 	// Writes of owners to the accounts' rooms, as Consul showed them; OverlappingWrites of them by a gateway that another one had taken the lock from.
@@ -82,27 +84,28 @@ func driveChannels(t *testing.T, binary string, counts map[string]int, seed uint
 	return f
 }
 
-// unknown are the questions that the mesh tells of as unknown.
-func (m *chatMesh) unknown() map[string]bool {
+// unknown are the questions that the mesh tells of as unknown, and their ids.
+func (m *chatMesh) unknown() map[string]string {
 	var r struct {
 		DeadLetters []struct {
 			Class    string
 			Agent    string
 			Reason   string
 			Envelope struct {
-				Payload json.RawMessage
+				MessageID string `json:"message_id"`
+				Payload   json.RawMessage
 			}
 		} `json:"dead_letters"`
 	}
 	if err := m.nodes[0].api(http.MethodGet, "/v1/deadletters", "", &r); err != nil {
 		return nil
 	}
-	all := map[string]bool{}
+	all := map[string]string{}
 	for _, d := range r.DeadLetters {
 		var e struct{ Text string }
 		_ = json.Unmarshal(d.Envelope.Payload, &e)
 		if d.Class == "unknown" {
-			all[e.Text] = true
+			all[e.Text] = d.Envelope.MessageID
 		} else {
 			m.t.Errorf("dead letter at %s of class %s (%s): %s", d.Agent, d.Class, e.Text, d.Reason)
 		}
@@ -124,7 +127,7 @@ func (m *chatMesh) judge() chatFigures {
 				heard[text] = true
 			}
 			for _, q := range p.questions() {
-				if !heard[q] && !unknown[q] {
+				if !heard[q] && unknown[q] == "" {
 					open++
 				}
 			}
@@ -153,8 +156,14 @@ func (m *chatMesh) judge() chatFigures {
 			case n > 1:
 				f.Doubled++
 				m.t.Errorf("%s was answered %d times", q, n)
-			case unknown[q]:
+			case unknown[q] != "":
 				f.Unknown++
+				for text := range times {
+					if strings.HasSuffix(text, "(Reference "+unknown[q]+")") {
+						f.Told++
+						delete(times, text)
+					}
+				}
 			case n == 0:
 				f.Lost++
 				m.t.Errorf("%s was never answered (%s)", q, p.took[q])

@@ -29,7 +29,8 @@ func (d *doctor) channels(accounts []gateway.AccountStatus) {
 			warn(check, "waits for somebody to link it"+at, "gatemesh channels pair "+accountName(a))
 		case gateway.ChannelLoggedOut:
 			well = false
-			fix := "put new ones into channels." + a.Channel + " on every node: they are taken up without a restart"
+			fix := "mend what it names at the vendor: it is tried again within 5 minutes, at once after SIGHUP to " + orStar(a.Gateway) +
+				"; or put new ones into channels." + a.Channel + " on every node: they are taken up without a restart"
 			if a.Channel == "whatsapp" {
 				fix = "gatemesh channels pair " + accountName(a)
 			}
@@ -39,13 +40,17 @@ func (d *doctor) channels(accounts []gateway.AccountStatus) {
 		default:
 			warn(check, string(a.State)+at+why, "gatemesh channels status "+accountName(a)+"; the log of "+orStar(a.Gateway)+" says why")
 		}
-		if a.Foreign != "" {
+		fix := "find out who runs the same token, or give the account another one in channels." + a.Channel
+		switch {
+		case foreignNow(a):
 			well = false
-			d.fail(check, "somebody else uses its credentials: "+a.Foreign, "find out who runs the same token, or give the account another one in channels."+a.Channel)
+			d.fail(check, "somebody else uses its credentials: "+withAge(a.Foreign, a.ForeignAt), fix)
+		case a.Foreign != "":
+			warn(check, "somebody else used its credentials: "+withAge(a.Foreign, a.ForeignAt), fix)
 		}
 		if a.Unknown > 0 {
 			warn(check, fmt.Sprintf("%s of which nobody knows whether the vendor took them", plural(a.Unknown, "post")),
-				"gatemesh deadletter list --agent "+a.Inbox+" --class unknown, look there, and redrive or purge each")
+				unknownRemedy(a)+", look there, and redrive or purge each")
 		}
 	}
 	if well && len(accounts) > 0 {

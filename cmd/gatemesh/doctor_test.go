@@ -181,6 +181,10 @@ func TestDoctorLooksAtChannels(t *testing.T) {
 		{account("whatsapp", gateway.ChannelPairing, nil), statusWarn, "to link it", "gatemesh channels pair whatsapp/default"},
 		{account("discord", gateway.ChannelStopped, func(a *gateway.AccountStatus) { a.Gateway = "" }), statusWarn, "nobody has it", "start a gateway"},
 		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) { a.Foreign = "from elsewhere" }), statusFail, "from elsewhere", "another one in channels.discord"},
+		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) { a.Foreign, a.ForeignAt = "from elsewhere", envelope.At(time.Now()) }), statusFail, "uses its credentials: 0s ago: from elsewhere", "another one in channels.discord"},
+		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) {
+			a.Foreign, a.ForeignAt = "from elsewhere", envelope.At(time.Now().Add(-2*time.Hour))
+		}), statusWarn, "used its credentials: 2h0m0s ago: from elsewhere", "another one in channels.discord"},
 		{account("discord", gateway.ChannelConnected, func(a *gateway.AccountStatus) { a.Unknown = 2 }), statusWarn, "2 posts", "deadletter list --agent channel-discord-default --class unknown"},
 	} {
 		d := &doctor{report: doctorReport{OK: true}}
@@ -196,6 +200,35 @@ func TestDoctorLooksAtChannels(t *testing.T) {
 	d := &doctor{}
 	if d.channels(nil); len(d.report.Checks) != 0 {
 		t.Errorf("a mesh without channels: %+v", d.report.Checks)
+	}
+}
+
+// TestRemediesOfChannels: the commands that are named for accounts are there, with those arguments and flags.
+func TestRemediesOfChannels(t *testing.T) {
+	a := gateway.AccountStatus{Channel: "whatsapp", Account: "default", Inbox: "channel-whatsapp-default", Gateway: "g", Unknown: 1}
+	remedies := []string{unknownRemedy(a)}
+	for _, s := range []gateway.ChannelState{gateway.ChannelLoggedOut, gateway.ChannelPairing, gateway.ChannelReconnecting} {
+		d := &doctor{}
+		a.State = s
+		d.channels([]gateway.AccountStatus{a})
+		for _, c := range d.report.Checks {
+			remedies = append(remedies, c.Fix)
+		}
+	}
+	for _, r := range remedies {
+		command, _, _ := strings.Cut(r, ";")
+		command, _, _ = strings.Cut(command, ",")
+		root := newApp().rootCommand()
+		cmd, rest, err := root.Find(strings.Fields(command)[1:])
+		if err == nil {
+			err = cmd.ParseFlags(rest)
+		}
+		if err == nil {
+			err = cmd.ValidateArgs(cmd.Flags().Args())
+		}
+		if err != nil || !strings.HasPrefix(command, "gatemesh ") || !cmd.Runnable() {
+			t.Errorf("%q: %v", command, err)
+		}
 	}
 }
 

@@ -115,15 +115,24 @@ func (c *channel) Find(ctx context.Context, p gateway.Post) (gateway.Posted, boo
 	if age := time.Since(p.Since); age > -nonceWindow && age < nonceWindow {
 		got, err := c.Post(ctx, p)
 		if err != nil {
-			// Only the text: that this attempt was refused, or not sent, says nothing of an earlier one.
-			return gateway.Posted{}, false, errors.New("ask by the nonce: " + err.Error())
+			// Only the text, and when to ask again: that this attempt was refused, or not sent, says nothing of an earlier one.
+			return gateway.Posted{}, false, again(err, errors.New("ask by the nonce: "+err.Error()))
 		}
 		return got, true, nil
 	}
 	if p.Since.IsZero() {
-		return gateway.Posted{}, false, errors.New("discord: it is not known since when to look for the post")
+		return gateway.Posted{}, false, fmt.Errorf("%w: it is not known since when to look for the post", gateway.ErrCannotFind)
 	}
 	return c.findInHistory(ctx, p)
+}
+
+// again gives err, of a question that may be asked again, the pause that Discord wants before.
+func again(cause, err error) error {
+	var api *apiError
+	if errors.As(cause, &api) && api.after > 0 {
+		return gateway.NotSent(api.after, err)
+	}
+	return err
 }
 
 // findInHistory answers with false, or not at all.
@@ -138,11 +147,13 @@ func (c *channel) findInHistory(ctx context.Context, p gateway.Post) (gateway.Po
 	}
 	// Half a minute for clocks that differ.
 	msgs, whole, err := c.history(ctx, room, snowflakeAt(p.Since.Add(-30*time.Second)))
-	if err != nil {
-		return gateway.Posted{}, false, err
-	}
-	if !whole {
-		return gateway.Posted{}, false, errors.New("discord: too much was said there since to look through")
+	switch {
+	case gone(err):
+		return gateway.Posted{}, false, fmt.Errorf("%w: %w (the bot needs the permissions View Channels and Read Message History there)", gateway.ErrCannotFind, err)
+	case err != nil:
+		return gateway.Posted{}, false, again(err, err)
+	case !whole:
+		return gateway.Posted{}, false, fmt.Errorf("%w: too much was said there since to look through", gateway.ErrCannotFind)
 	}
 	for _, m := range msgs {
 		if m.Author == nil || m.Author.ID != me.id || c.sent.known(m.ID) {
@@ -150,7 +161,7 @@ func (c *channel) findInHistory(ctx context.Context, p gateway.Post) (gateway.Po
 		}
 		// A reply keeps what it answers, but for a message that was gone already.
 		if ref := m.MessageReference; ref == nil || p.To.Message == "" || ref.MessageID == p.To.Message {
-			return gateway.Posted{}, false, fmt.Errorf("discord: message %s may be this post; its history keeps no nonce to tell", m.ID)
+			return gateway.Posted{}, false, fmt.Errorf("%w: message %s may be this post; Discord's history keeps no nonce to tell", gateway.ErrCannotFind, m.ID)
 		}
 	}
 	return gateway.Posted{}, false, nil

@@ -228,6 +228,15 @@ func TestFind(t *testing.T) {
 			t.Errorf("%v, %v: want unknown: the refusal is of this attempt", ok, err)
 		}
 	})
+	t.Run("not now, by its nonce", func(t *testing.T) {
+		b := newBed(t)
+		b.fake.FailPosts(discordtest.PostFault{Status: 429, After: 7 * time.Second})
+		_, ok, err := b.open().Find(within(t), newPost("hello"))
+		var later *gateway.NotSentError
+		if ok || !errors.As(err, &later) || later.After < 6*time.Second {
+			t.Errorf("%v, %v: want to ask again when Discord wants", ok, err)
+		}
+	})
 	t.Run("seen by this gateway", func(t *testing.T) {
 		b := newBed(t)
 		r := b.connected()
@@ -262,8 +271,8 @@ func TestFind(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, ok, err := b.open().Find(within(t), p)
-		if err == nil || ok || len(b.fake.Posted()) != 1 {
-			t.Errorf("%v, %v: want unknown", ok, err)
+		if !errors.Is(err, gateway.ErrCannotFind) || ok || len(b.fake.Posted()) != 1 {
+			t.Errorf("%v, %v: want unknown for good", ok, err)
 		}
 	})
 	t.Run("long ago, only what is known", func(t *testing.T) {
@@ -297,8 +306,8 @@ func TestFind(t *testing.T) {
 		b.fake.FailReads(discordtest.PostFault{Status: 403, Code: 50001})
 		p := newPost("hello")
 		p.Since = long
-		if _, ok, err := b.open().Find(within(t), p); err == nil || ok {
-			t.Errorf("%v, %v: want unknown", ok, err)
+		if _, ok, err := b.open().Find(within(t), p); !errors.Is(err, gateway.ErrCannotFind) || ok {
+			t.Errorf("%v, %v: want unknown for good", ok, err)
 		}
 	})
 }

@@ -123,7 +123,7 @@ func (a *account) Find(ctx context.Context, p gateway.Post) (gateway.Posted, boo
 		}
 		cursor = next
 	}
-	return gateway.Posted{}, false, fmt.Errorf("looking for the post in Slack's history: not among the %d messages since %s", maxPages*pageSize, p.Since.UTC().Format(time.RFC3339))
+	return gateway.Posted{}, false, fmt.Errorf("%w: not among the %d messages of Slack's history since %s", gateway.ErrCannotFind, maxPages*pageSize, p.Since.UTC().Format(time.RFC3339))
 }
 
 func (a *account) history(ctx context.Context, channel, _, oldest, cursor string) ([]slack.Message, string, error) {

@@ -28,6 +28,8 @@ type Spec struct {
 	Tools []ToolPolicy
 	// SessionsOf (llm) are other agents whose conversations it may read: names, * for any text.
 	SessionsOf []string
+	// RunRetention (llm) is how long the session of an isolated run of a job is kept after it; 0: as long as every other one.
+	RunRetention time.Duration
 	// SpawnAgents (llm) are other agents that it may start sub-sessions of: names, * for any text.
 	SpawnAgents []string
 	// Exec (llm) is whether and how it may run programs.

@@ -72,7 +72,7 @@ func (t *thinker) Handle(ctx context.Context, m *bus.Incoming) error {
 	case e.InReplyTo != "" && isSub(m):
 		return nil // the answer of a run that nobody waits for any more
 	}
-	s, err := openSession(ctx, t.spec.ID, m)
+	s, err := openSession(ctx, t.spec.ID, t.spec.RunRetention, m)
 	if err != nil {
 		return err
 	}

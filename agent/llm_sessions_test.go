@@ -76,3 +76,48 @@ func TestThinkerLooksAtSessions(t *testing.T) {
 		}
 	}
 }
+
+// The sessions of a job's isolated runs go after a time of their own.
+func TestSessionsAreForgotten(t *testing.T) {
+	for retention, want := range map[time.Duration]string{time.Hour: "garden now", 0: "cron-tick-1 garden now"} {
+		inHouse(t, Spec{RunRetention: retention}, func(h *house) {
+			h.model = func(context.Context, string, Prompt) (*Completion, error) { return answersText("noted"), nil }
+			b := h.gateway("one")
+			h.jerry(b, 0)
+			say := func(conversation string) {
+				h.Helper()
+				if _, err := b.Send(h.Context(), bus.Outgoing{To: to("jerry"), From: "user", ConversationID: conversation, Payload: []byte(`"x"`), TTL: time.Hour}); err != nil {
+					h.Fatal(err)
+				}
+				h.pass(time.Second)
+			}
+			names := func() string {
+				h.Helper()
+				list, err := b.Room(h.Context(), "jerry", SessionsPrefix)
+				if err != nil {
+					h.Fatal(err)
+				}
+				var all []string
+				for _, e := range list {
+					all = append(all, strings.TrimPrefix(e.Name, SessionsPrefix))
+				}
+				return strings.Join(all, " ")
+			}
+			say("garden")
+			say(RunPrefix + "tick-1")
+			h.pass(50 * time.Minute)
+			say("early")
+			if got := names(); got != "cron-tick-1 early garden" {
+				h.Errorf("after 50 minutes: %s", got)
+			}
+			h.pass(11 * time.Minute)
+			say("now")
+			if got := strings.Replace(names(), "early ", "", 1); got != want {
+				h.Errorf("after 61 minutes, retention %s: %s, want %s", retention, got, want)
+			}
+			if err := b.Stop(h.Context()); err != nil {
+				h.Fatal(err)
+			}
+		})
+	}
+}

@@ -103,7 +103,7 @@ type session struct {
 
 var roomName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$`)
 
-func openSession(ctx context.Context, id string, m *bus.Incoming) (*session, error) {
+func openSession(ctx context.Context, id string, runs time.Duration, m *bus.Incoming) (*session, error) {
 	conversation := m.Envelope().ConversationID
 	name := conversation
 	if !roomName.MatchString(name) {
@@ -136,19 +136,26 @@ func openSession(ctx context.Context, id string, m *bus.Incoming) (*session, err
 			s.cost.Models = map[string]ModelCost{}
 		}
 	} else if s.before == 0 {
-		s.stale = stale(ctx, term, time.Now())
+		s.stale = stale(ctx, term, time.Now(), runs)
 	}
 	return s, nil
 }
 
-// stale finds some of what is past its retention. It is looked for when a conversation begins, so that the common
+// RunPrefix begins the conversation of an isolated run of a job.
+const RunPrefix = "cron-"
+
+// stale finds some of what is past its retention; runs is that of a job's isolated runs, 0: as of every other session. It is looked for when a conversation begins, so that the common
 // way costs no listing; what cannot be listed waits for the next one.
-func stale(ctx context.Context, term *bus.Term, now time.Time) []bus.RoomEntry {
+func stale(ctx context.Context, term *bus.Term, now time.Time, runs time.Duration) []bus.RoomEntry {
 	var out []bus.RoomEntry
 	sessions, _ := term.List(ctx, SessionsPrefix)
 	for _, e := range sessions {
 		var s Session
-		if json.Unmarshal(e.Value, &s) == nil && now.Sub(s.Updated) > SessionRetention && len(out) < maxPruned {
+		keep := SessionRetention
+		if runs > 0 && strings.HasPrefix(strings.TrimPrefix(e.Name, SessionsPrefix), RunPrefix) {
+			keep = min(runs, keep)
+		}
+		if json.Unmarshal(e.Value, &s) == nil && now.Sub(s.Updated) > keep && len(out) < maxPruned {
 			out = append(out, bus.RoomEntry{Name: e.Name})
 		}
 	}

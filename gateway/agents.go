@@ -55,7 +55,7 @@ func specOf(cfg *Config, a AgentConfig) agent.Spec {
 	models, _ := cfg.modelsOf(a) // Validate has refused what cannot be resolved
 	return agent.Spec{
 		ID: a.ID, Name: a.Name, Description: a.Description, Workspace: a.Workspace, Capabilities: a.Capabilities,
-		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a), SpawnAgents: a.Subagents.AllowAgents,
+		Models: models, Tools: cfg.toolPolicies(a), Exec: cfg.execOf(a), SessionsOf: cfg.sessionsOf(a), SpawnAgents: a.Subagents.AllowAgents, RunRetention: cfg.Cron.runRetention(),
 		Runner: agent.Runner{
 			Kind: r.Kind, To: r.To, Timeout: r.Timeout, Alert: r.Alert, Checks: r.Checks,
 			Nomad: agent.Nomad{Address: r.Nomad.Address, Token: r.Nomad.Token}, Command: r.Command, Repeat: r.Repeat, URL: r.URL, Token: r.Token, ResendSameID: r.Resend, Options: r.Options,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gatemesh/gatemesh/agent"
 )
@@ -146,6 +147,23 @@ func TestKeylessModelIsToldOf(t *testing.T) {
 		text := fmt.Sprint(cfg.Warnings())
 		if got := strings.Contains(text, "relays"); got != (c.says != "") || !strings.Contains(text, c.says) || strings.Contains(text, "secret") {
 			t.Errorf("%s: %s", c.agent, text)
+		}
+	}
+}
+
+func TestRunRetention(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": 24 * time.Hour, `sessionRetention: "2h"`: 2 * time.Hour, `sessionRetention: "0h"`: 0, "sessionRetention: false": 0,
+		`sessionRetention: "soon"`: -1, `sessionRetention: "-1h"`: -1, "sessionRetention: true": -1, "sessionRetention: 24": -1} {
+		cfg, _, err := ParseConfig("c.json5", []byte("{ cron: { "+text+" } }"), func(string) (string, bool) { return "", false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Normalize()
+		switch err := cfg.Validate(); {
+		case want < 0 && (err == nil || !strings.Contains(err.Error(), "cron.sessionRetention")):
+			t.Errorf("%s: %v", text, err)
+		case want >= 0 && (err != nil || cfg.Cron.runRetention() != want):
+			t.Errorf("%s: %s, %v", text, cfg.Cron.runRetention(), err)
 		}
 	}
 }

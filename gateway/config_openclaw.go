@@ -1,5 +1,10 @@
 package gateway
 
+import (
+	"errors"
+	"time"
+)
+
 // Parts of OpenClaw's configuration. Of what this version does not act on [Config.Unused] names what a file sets.
 
 // SandboxConfig is how the programs that an agent runs (exec) are confined.
@@ -67,6 +72,37 @@ type MCPServerConfig struct {
 type CronConfig struct {
 	Enabled           bool     `json:"enabled" def:"false" doc:"Whether this gateway may have the scheduler."`
 	MaxConcurrentRuns int      `json:"maxConcurrentRuns" def:"4" min:"1" max:"1000" doc:"Jobs that run at the same time."`
-	SessionRetention  any      `json:"sessionRetention" cfg:"unused" doc:"OpenClaw: how long a job's session is kept. Here sessions are kept as long as others."`
+	SessionRetention  any      `json:"sessionRetention" doc:"How long the session of a job's isolated run is kept after it, as 24h, which is also what is meant when it is left out; false or 0h: as long as every other session (30 days)."`
 	_                 struct{} `accept:"*"`
+}
+
+// defaultRunRetention is OpenClaw's.
+const defaultRunRetention = 24 * time.Hour
+
+// runRetention is how long the session of an isolated run is kept; 0: as long as every other one.
+func (c CronConfig) runRetention() time.Duration {
+	d, _ := c.parseRetention()
+	return d
+}
+
+func (c CronConfig) parseRetention() (time.Duration, error) {
+	switch x := c.SessionRetention.(type) {
+	case nil:
+		return defaultRunRetention, nil
+	case bool:
+		if !x {
+			return 0, nil
+		}
+	case string:
+		if d, err := time.ParseDuration(x); err == nil && d >= 0 {
+			return d, nil
+		}
+	}
+	return 0, errors.New(`not a duration like "24h", and not false`)
+}
+
+func (v *configValidator) cron() {
+	if _, err := v.cfg.Cron.parseRetention(); err != nil {
+		v.errorf("cron.sessionRetention", "%v", err)
+	}
 }

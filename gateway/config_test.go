@@ -79,7 +79,7 @@ func TestConfigPlan(t *testing.T) {
 		{
 			file: "plan-phase1.json5", agents: []string{"jerry", "bobby", "billy"},
 			unused: []string{
-				"agents.defaults.sandbox.scope", "gateway.tailscale.resetOnExit", "cron.sessionRetention",
+				"agents.defaults.sandbox.scope", "gateway.tailscale.resetOnExit",
 			},
 		},
 		// A laptop's: under a profile it is valid (cmd/gatemesh), as a node of the mesh it is not.

@@ -32,6 +32,7 @@ func (c *Config) Validate() error {
 	v.channels()
 	v.models()
 	v.mcp()
+	v.cron()
 	if len(v.problems) == 0 {
 		return nil
 	}

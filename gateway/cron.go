@@ -315,7 +315,7 @@ func (s *scheduler) run(ctx context.Context, m *bus.Incoming) error {
 	run := CronRun{Scheduled: d.At, Started: envelope.At(time.Now()), Gateway: m.Gateway(), By: d.By, Skipped: d.Skipped}
 	conversation := cronMain
 	if d.Job.Session != cronMain {
-		conversation = fmt.Sprintf("cron-%s-%d", d.Job.ID, d.At.UnixMilli())
+		conversation = fmt.Sprintf("%s%s-%d", agent.RunPrefix, d.Job.ID, d.At.UnixMilli())
 	}
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -125,7 +125,6 @@ func (a *app) importOpenClaw(file string) (*importReport, error) {
 func ignoredBecause(key string) string {
 	for _, x := range []struct{ part, why string }{
 		{"sandbox.scope", "each run is confined for itself"},
-		{"cron.sessionRetention", "the session of a job is kept as long as every other"},
 		{"tailscale", "the gateway listens where gateway.bind says; put Tailscale Serve before it"},
 		{"skills", "skills are read from the agents' workspaces (gatemesh skills)"},
 		{"logging", "the log is mesh.log"},

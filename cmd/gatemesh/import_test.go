@@ -29,11 +29,11 @@ func TestImportOpenClaw(t *testing.T) {
 	}
 	file := writeFile(t, filepath.Join(t.TempDir(), "openclaw.json"), `{
   gateway: { bind: "loopback" },
-  agents: { entries: { jerry: { model: { primary: "litellm/m" } }, bobby: { runner: "checks", sandbox: { mode: "off" } } } },
+  agents: { entries: { jerry: { model: { primary: "litellm/m" } }, bobby: { runner: "checks", sandbox: { mode: "off", scope: "agent" } } } },
   models: { providers: { litellm: { baseUrl: "${LITELLM_BASE_URL}", apiKey: "${LITELLM_API_KEY}", api: "openai-completions", models: [{ id: "m", contextWindow: 1000, maxTokens: 100 }] } } },
   channels: { slack: { appToken: "${SLACK_APP_TOKEN}", botToken: "${SLACK_BOT_TOKEN}" }, discord: { enabled: false } },
   bindings: [{ agentId: "jerry", match: { channel: "slack" } }],
-  cron: { enabled: true, sessionRetention: "24h", webhook: "https://example.org" },
+  cron: { enabled: true, sessionRetention: "24h" },
 }`)
 	r = gatemesh(t, []string{"SLACK_BOT_TOKEN=xoxb-canary"}, "", "import", "openclaw", "--json", file)
 	got = parse[importReport](t, r.out)
@@ -55,7 +55,7 @@ func TestImportOpenClaw(t *testing.T) {
 	for _, x := range got.Ignored {
 		ignored[x.Key] = x.Reason
 	}
-	if !strings.Contains(ignored["cron.webhook"], "OpenClaw's own") || len(ignored) != 1 {
+	if !strings.Contains(ignored["agents.entries.bobby.sandbox.scope"], "each run is confined for itself") || len(ignored) != 1 {
 		t.Errorf("%+v", ignored)
 	}
 	text := must(t, []string{"SLACK_BOT_TOKEN=xoxb-canary"}, "import", "openclaw", file)

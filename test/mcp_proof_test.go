@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -46,6 +47,8 @@ const (
 	mcpOwn   = "token-of-this-test"
 	mcpCarol = "token-of-carol-of-this-test"
 	mcpDave  = "token-of-dave-of-this-test"
+	// mcpAttempts is how often a message is tried.
+	mcpAttempts = 3
 )
 
 func TestProofMCP(t *testing.T) {
@@ -55,7 +58,7 @@ func TestProofMCP(t *testing.T) {
 		c := cluster.ForTest(t, 1)
 		near, far := mcpGateways(t, *binary, c)
 		say("the MCP inspector, over HTTP and over standard input and output")
-		inspect(t, *binary, near, &f)
+		inspect(t, *binary, c.Addr(0), near, &f)
 		say("%d calls, %d of them refused as they have to be; real OpenClaw agents now (a minute)", f.Inspector.Calls, f.Inspector.Refused)
 		claws(t, near, far, &f)
 		say("%d calls by OpenClaw's agents, %d refused", f.OpenClaw.Calls, f.OpenClaw.Refused)
@@ -74,9 +77,9 @@ func mcpGateways(t *testing.T, binary string, c *cluster.Cluster) (near, far *da
 			agents: { list: [
 				{ id: "carol", runner: "mailbox", capabilities: ["thinking"], gateways: ["near-gateway"] }, { id: "dave", runner: "mailbox", gateways: ["near-gateway"] },
 				{ id: "bobby", runner: "echo", capabilities: ["infra.check"], gateways: ["far-gateway"] } ] },
-			mesh: { gateway: %q, store: "consul", consul: { address: %q }, cluster: { id: "mcp" }, dataDir: %q, retry: { initial: "1ms", max: "10ms", maxAttempts: 3 },
+			mesh: { gateway: %q, store: "consul", consul: { address: %q }, cluster: { id: "mcp" }, dataDir: %q, retry: { initial: "1ms", max: "10ms", maxAttempts: %d },
 				policy: { rules: [{ from: "*", to: "carol" }, { from: "carol", to: "bobby" }] } },
-		}`, port, mcpOwn, sha256.Sum256([]byte(mcpCarol)), sha256.Sum256([]byte(mcpDave)), name, c.Addr(0), t.TempDir()), "CONSUL_HTTP_ADDR="+c.Addr(0), "NOMAD_ADDR=http://127.0.0.1:1")
+		}`, port, mcpOwn, sha256.Sum256([]byte(mcpCarol)), sha256.Sum256([]byte(mcpDave)), name, c.Addr(0), t.TempDir(), mcpAttempts), "CONSUL_HTTP_ADDR="+c.Addr(0), "NOMAD_ADDR=http://127.0.0.1:1")
 		d.token = mcpOwn
 		return d
 	}
@@ -95,6 +98,7 @@ type inspector struct {
 	dir    string
 	server []string
 	f      *mcpCalls
+	worked map[string]bool // the tools that did, over this transport
 }
 
 // run has the inspector call a method. Its exit status says nothing about the tool: the JSON does.
@@ -138,7 +142,19 @@ func (i inspector) got(tool string, args map[string]any) map[string]any {
 	if err := json.Unmarshal([]byte(text), &v); failed || err != nil {
 		i.t.Fatalf("%s %v: %s", tool, args, text)
 	}
+	i.worked[tool] = true
 	return v
+}
+
+// says calls a tool that has to work, and whose answer has to hold all of want.
+func (i inspector) says(tool string, args map[string]any, want ...string) {
+	i.t.Helper()
+	b, _ := json.Marshal(i.got(tool, args))
+	for _, w := range want {
+		if !strings.Contains(string(b), w) {
+			i.t.Errorf("%s %v does not say %s: %s", tool, args, w, b)
+		}
+	}
 }
 
 // refused calls one that must not.
@@ -150,7 +166,13 @@ func (i inspector) refused(says, tool string, args map[string]any) {
 	i.f.Refused++
 }
 
-func inspect(t *testing.T, binary string, near *daemon, f *mcpFigures) {
+// fetch has an agent lease the one message that waits for it.
+func (i inspector) fetch(id, text string) {
+	i.t.Helper()
+	i.says("check_inbox", map[string]any{"wait_seconds": 30, "lease_seconds": 60}, id, text)
+}
+
+func inspect(t *testing.T, binary, consul string, near *daemon, f *mcpFigures) {
 	t.Helper()
 	dir, err := filepath.Abs(filepath.Join("..", "bin", "tools", "inspector"))
 	if err != nil {
@@ -159,69 +181,149 @@ func inspect(t *testing.T, binary string, near *daemon, f *mcpFigures) {
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", ".bin", "mcp-inspector")); err != nil {
 		t.Fatal("no MCP inspector here: make inspector installs it")
 	}
-	overHTTP := func(token string) inspector {
-		return inspector{t, dir, []string{near.url + "/mcp", "--transport", "http", "--header", "Authorization: Bearer " + token}, &f.Inspector}
-	}
-	dave, stranger := overHTTP(mcpDave), overHTTP("nobody's")
-	carol := inspector{t, dir, []string{"-e", "GATEMESH_ADDR=" + near.url, "-e", "GATEMESH_TOKEN=" + mcpCarol, binary, "mcp"}, &f.Inspector}
-
-	for _, who := range []inspector{dave, carol} {
-		out, errs, err := who.run("--method", "tools/list", "--strict")
-		var list struct{ Tools []struct{ Name string } }
-		if err != nil || json.Unmarshal(out, &list) != nil {
-			t.Fatalf("tools/list: %v: %s%s", err, out, errs) // also a schema that not every client can read
+	for over, client := range map[string]func(token string) []string{
+		"HTTP": func(token string) []string {
+			return []string{near.url + "/mcp", "--transport", "http", "--header", "Authorization: Bearer " + token}
+		},
+		"standard input and output": func(token string) []string {
+			return []string{"-e", "GATEMESH_ADDR=" + near.url, "-e", "GATEMESH_TOKEN=" + token, binary, "mcp"}
+		},
+	} {
+		worked := map[string]bool{}
+		as := func(token string) inspector { return inspector{t, dir, client(token), &f.Inspector, worked} }
+		carol, dave := as(mcpCarol), as(mcpDave)
+		f.Tools, f.Schemas = carol.list(), "passed"
+		talk(t, carol, dave, over, consul)
+		giveUp(t, carol, dave)
+		refusals(dave)
+		f.Inspector.Calls, f.Inspector.Refused = f.Inspector.Calls+1, f.Inspector.Refused+1
+		stranger := as("nobody's")
+		if out, errs, err := stranger.run("--method", "tools/call", "--tool-name", "agent_discover"); strings.Contains(string(out), "bobby") || (err == nil && !strings.Contains(string(out), `"isError": true`)) {
+			t.Errorf("over %s with a token of nobody's: %v: %s%s", over, err, out, errs)
 		}
-		f.Tools, f.Schemas = len(list.Tools), "passed"
-		for _, want := range mcpTools {
-			if !strings.Contains(string(out), `"`+want+`"`) {
-				t.Errorf("no tool %s", want)
+		for _, tool := range mcpTools {
+			if !worked[tool] {
+				t.Errorf("over %s %s was not used", over, tool)
 			}
 		}
 	}
-	if v := carol.got("agent_register", map[string]any{"agent_id": "carol"}); v["success"] != true {
-		t.Errorf("%v", v)
+}
+
+// list has the inspector look at the tools and their schemas, also for what not every client can read.
+func (i inspector) list() int {
+	i.t.Helper()
+	out, errs, err := i.run("--method", "tools/list", "--strict")
+	var list struct{ Tools []struct{ Name string } }
+	if err != nil || json.Unmarshal(out, &list) != nil {
+		i.t.Fatalf("tools/list: %v: %s%s", err, out, errs)
 	}
-	if b, _ := json.Marshal(dave.got("agent_discover", map[string]any{"capability": "infra.check"})); !strings.Contains(string(b), `"bobby"`) || !strings.Contains(string(b), "far-gateway") || strings.Contains(string(b), `"dave"`) {
-		t.Errorf("%s", b)
-	}
-	carol.got("agent_heartbeat", map[string]any{"last_check_result": "all-healthy"})
-	if b, _ := json.Marshal(carol.got("send_message", map[string]any{"to_agent": "bobby", "message_body": "across nodes", "wait_seconds": 30})); !strings.Contains(string(b), `"text":"across nodes"`) || !strings.Contains(string(b), `"source_agent":"carol"`) {
-		t.Errorf("%s", b)
-	}
-	id := fmt.Sprint(dave.got("send_message", map[string]any{"to_agent": "carol", "message_body": "what is the sum?"})["message_id"])
-	fetch := func() {
-		t.Helper()
-		if b, _ := json.Marshal(carol.got("check_inbox", map[string]any{"wait_seconds": 30, "lease_seconds": 60})); !strings.Contains(string(b), id) || !strings.Contains(string(b), "what is the sum?") {
-			t.Fatalf("%s", b)
+	for _, want := range mcpTools {
+		if !strings.Contains(string(out), `"`+want+`"`) {
+			i.t.Errorf("no tool %s", want)
 		}
 	}
-	fetch()
+	return len(list.Tools)
+}
+
+// talk: carol registers, finds bobby on the other node and asks him; dave asks carol, who gives the question back, fetches it again and answers.
+func talk(t *testing.T, carol, dave inspector, over, consul string) {
+	t.Helper()
+	carol.says("agent_register", map[string]any{"agent_id": "carol"}, `"success":true`, `"near-gateway"`)
+	b, _ := json.Marshal(dave.got("agent_discover", map[string]any{"capability": "infra.check"}))
+	if !strings.Contains(string(b), `"bobby"`) || !strings.Contains(string(b), "far-gateway") || strings.Contains(string(b), `"dave"`) {
+		t.Errorf("%s", b)
+	}
+	carol.got("agent_heartbeat", map[string]any{"last_check_result": "all-healthy over " + over})
+	if got := lastCheck(t, consul, "carol"); got != "all-healthy over "+over {
+		t.Errorf("Consul says of carol's last check: %q", got)
+	}
+
+	sent := carol.got("send_message", map[string]any{"to_agent": "bobby", "message_body": "across nodes", "wait_seconds": 30})
+	if b, _ := json.Marshal(sent); !strings.Contains(string(b), `"text":"across nodes"`) || !strings.Contains(string(b), `"source_agent":"carol"`) {
+		t.Errorf("%s", b)
+	}
+	carol.says("message_status", map[string]any{"message_id": sent["message_id"]}, `"replied":true`, "far-gateway")
+
+	id := fmt.Sprint(dave.got("send_message", map[string]any{"to_agent": "carol", "message_body": "what is the sum?"})["message_id"])
+	carol.fetch(id, "what is the sum?")
 	dave.refused("is for the agent dave", "ack_message", map[string]any{"agent_id": "carol", "message_id": id})
 	carol.got("nak_message", map[string]any{"message_id": id, "reason": "not now"})
-	fetch()
+	carol.fetch(id, "what is the sum?")
 	carol.got("reply_message", map[string]any{"message_id": id, "message_body": "four"})
-	soonOr(t, "the answer does not come", func() bool {
-		b, _ := json.Marshal(dave.got("message_status", map[string]any{"message_id": id}))
-		return strings.Contains(string(b), `"text":"four"`)
+	dave.learns(id, "the answer does not come", `"text":"four"`, `"state":"acked"`)
+
+	id = fmt.Sprint(dave.got("send_message", map[string]any{"to_agent": "carol", "message_body": "no answer needed"})["message_id"])
+	carol.fetch(id, "no answer needed")
+	carol.got("ack_message", map[string]any{"message_id": id})
+	dave.learns(id, "the ack does not come", `"state":"acked"`, `"replied":false`)
+}
+
+// lastCheck is what came of an agent's last check, as people read it: consul kv get.
+func lastCheck(t *testing.T, consul, agent string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, consul+"/v1/kv/openclaw/agents/"+agent+"/last_check_result?raw", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// learns waits until message_status says all of want.
+func (i inspector) learns(id, otherwise string, want ...string) {
+	i.t.Helper()
+	soonOr(i.t, otherwise, func() bool {
+		b, _ := json.Marshal(i.got("message_status", map[string]any{"message_id": id}))
+		for _, w := range want {
+			if !strings.Contains(string(b), w) {
+				return false
+			}
+		}
+		return true
 	})
-	quiet := fmt.Sprint(dave.got("send_message", map[string]any{"to_agent": "carol", "message_body": "no answer needed"})["message_id"])
-	carol.got("check_inbox", map[string]any{"wait_seconds": 30})
-	carol.got("ack_message", map[string]any{"message_id": quiet})
-	if b, _ := json.Marshal(carol.got("dead_letters", nil)); !strings.Contains(string(b), `"dead_letters"`) {
-		t.Errorf("%s", b)
+}
+
+// giveUp: what carol gives back as often as a message may be tried is a dead letter, with her reason.
+func giveUp(t *testing.T, carol, dave inspector) {
+	t.Helper()
+	id := fmt.Sprint(dave.got("send_message", map[string]any{"to_agent": "carol", "message_body": "nobody can do this"})["message_id"])
+	for range mcpAttempts {
+		carol.fetch(id, "nobody can do this")
+		carol.got("nak_message", map[string]any{"message_id": id, "reason": "beyond me"})
 	}
+	soonOr(t, "no dead letter", func() bool {
+		b, _ := json.Marshal(carol.got("dead_letters", map[string]any{"agent_id": "carol"}))
+		return strings.Contains(string(b), id) && strings.Contains(string(b), "beyond me")
+	})
+	dave.learns(id, "dave does not learn of the dead letter", `"state":"dead-letter"`, "beyond me")
+}
+
+// refusals are what dave may not, and what nobody can do.
+func refusals(dave inspector) {
+	dave.t.Helper()
 	// The policy is bobby's gateway's, so that it refuses is a fact of the message and no mistake of the call.
-	if b, _ := json.Marshal(dave.got("send_message", map[string]any{"to_agent": "bobby", "message_body": "x", "wait_seconds": 30})); !strings.Contains(string(b), `"class":"unauthorised"`) || !strings.Contains(string(b), "no rule of far-gateway allows") {
-		t.Errorf("%s", b)
-	}
-	f.Inspector.Refused++
-	dave.refused("speaks for the agent dave", "send_message", map[string]any{"from_agent": "carol", "to_agent": "bobby", "message_body": "x"})
-	dave.refused("is for the agent dave", "check_inbox", map[string]any{"agent_id": "carol"})
-	dave.refused("unknown agent", "send_message", map[string]any{"to_agent": "nobody", "message_body": "x"})
-	dave.refused("up to 1h", "check_inbox", map[string]any{"lease_seconds": 7200})
-	f.Inspector.Calls, f.Inspector.Refused = f.Inspector.Calls+1, f.Inspector.Refused+1
-	if out, errs, err := stranger.run("--method", "tools/list"); err == nil || strings.Contains(string(out), "send_message") {
-		t.Errorf("with a token of nobody's: %s%s", out, errs)
+	dave.says("send_message", map[string]any{"to_agent": "bobby", "message_body": "x", "wait_seconds": 30}, `"class":"unauthorised"`, "no rule of far-gateway allows")
+	dave.f.Refused++
+	for _, x := range []struct {
+		says, tool string
+		args       map[string]any
+	}{
+		{"speaks for the agent dave", "send_message", map[string]any{"from_agent": "carol", "to_agent": "bobby", "message_body": "x"}},
+		{"is for the agent dave", "check_inbox", map[string]any{"agent_id": "carol"}},
+		{"is for the agent dave", "reply_message", map[string]any{"agent_id": "carol", "message_id": "01890a5d-ac96-774b-bcce-b302099a8057", "message_body": "x"}},
+		{"unknown agent", "send_message", map[string]any{"to_agent": "nobody", "message_body": "x"}},
+		{"up to 1h", "check_inbox", map[string]any{"lease_seconds": 7200}},
+		{"message_id", "message_status", nil}, // which wants one
+	} {
+		dave.refused(x.says, x.tool, x.args)
 	}
 }
 

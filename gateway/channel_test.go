@@ -317,3 +317,37 @@ func TestChannelNoAnswer(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// What cannot be taken in ends the page's connection, so that what was said after it is not taken before it.
+func TestWebchatKeepsTheOrder(t *testing.T) {
+	bob := echoAgent("bob")
+	bob["gateways"] = []string{"two"} // who is not there, so that the first one waits
+	cfg := parseChannels(t, "one", config{"channels": config{"webchat": config{}}}, bob)
+	cfg.Mesh.MaxInbox = 1
+	one := startNode(t, cfg, Deps{Store: newStore(t)})
+	const conversation = "6f1c7d52-9b1a-4c38-8f0e-2b9b9a3c1d01"
+	ids := []string{"6f1c7d52-9b1a-4c38-8f0e-2b9b9a3c1d02", "6f1c7d52-9b1a-4c38-8f0e-2b9b9a3c1d03", "6f1c7d52-9b1a-4c38-8f0e-2b9b9a3c1d04"}
+	c := one.chat(conversation, 0)
+	for _, id := range ids {
+		say(t, c, id, id)
+	}
+	accepted, refused := "", ""
+	for {
+		_, b, err := c.Read(within(t))
+		if err != nil {
+			if code := websocket.CloseStatus(err); code != websocket.StatusTryAgainLater {
+				t.Errorf("%v", err)
+			}
+			break
+		}
+		var f ChatFrame
+		if err := json.Unmarshal(b, &f); err != nil {
+			t.Fatal(err)
+		}
+		accepted += f.Accepted
+		refused += f.Refused
+	}
+	if accepted != ids[0] || refused != ids[1] {
+		t.Errorf("accepted %s, refused %s", accepted, refused)
+	}
+}

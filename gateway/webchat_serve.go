@@ -252,7 +252,12 @@ func (s *chatSession) run() {
 		case <-s.cl.wake:
 			err = s.show(ctx)
 		case x := <-said:
-			err = s.send(ctx, s.take(ctx, x))
+			f := s.take(ctx, x)
+			if err = s.send(ctx, f); err == nil && f.Refused != "" && !f.Final {
+				// What was said after it must not be taken before it: the page comes back, here or elsewhere, and says all of it again, in order.
+				_ = s.conn.Close(websocket.StatusTryAgainLater, "say it again, and what came after it")
+				return
+			}
 		case <-ping.C:
 			if !s.holds() {
 				_ = s.conn.Close(websocket.StatusPolicyViolation, "this token may not chat any more")

@@ -84,7 +84,6 @@ function connect() {
   socket = mine;
   mine.onopen = () => {
     opened = true;
-    pause = 250;
     state("connected", "good");
     notice("");
     for (const id of waiting.keys()) transmit(id);
@@ -98,13 +97,12 @@ function connect() {
       if (f.final && waiting.has(f.refused)) {
         waiting.get(f.refused).item.remove();
         waiting.delete(f.refused);
-      } else if (waiting.has(f.refused)) {
-        setTimeout(() => { if (waiting.has(f.refused)) transmit(f.refused); }, 1000);
-      }
+      } // else the gateway closes, and all of what waits is said again, in order
     }
   };
-  mine.onclose = () => {
+  mine.onclose = (e) => {
     if (socket !== mine) return;
+    if (opened && e.code !== 1013) pause = 250; // 1013: the gateway cannot take anything in now
     state("connecting", "warn");
     if (!opened) check();
     setTimeout(connect, pause);

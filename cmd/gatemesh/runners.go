@@ -73,22 +73,29 @@ func modelClient() *http.Client {
 	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-// newChecks makes the runner that looks at Consul, Nomad and the own node.
-func newChecks(spec agent.Spec, deps agent.Deps, consul gateway.ConsulConfig) (bus.Handler, error) {
-	looksAt := func(part string) bool {
-		return len(spec.Runner.Checks) == 0 || slices.Contains(spec.Runner.Checks, part)
-	}
-	checker, err := infra.New(infra.Options{
+// checkOptions is what an agent with the runner checks looks at.
+func checkOptions(r agent.Runner, consul gateway.ConsulConfig) (o infra.Options, onlyNode bool) {
+	looksAt := func(part string) bool { return len(r.Checks) == 0 || slices.Contains(r.Checks, part) }
+	o = infra.Options{
 		Consul:   consulClient(consul),
-		Nomad:    nomadClient(spec.Runner.Nomad),
+		Nomad:    nomadClient(r.Nomad),
 		NoConsul: !looksAt("consul"),
 		NoNomad:  !looksAt("nomad"),
-		Timeout:  spec.Runner.Timeout,
-	})
+		Timeout:  r.Timeout,
+	}
+	if !looksAt("node") { // it is told of, and nothing of it is trouble
+		o.MaxLoadPerCore, o.MaxMemoryPercent, o.MaxDiskPercent = -1, -1, -1
+	}
+	return o, o.NoConsul && o.NoNomad
+}
+
+// newChecks makes the runner that looks at Consul, Nomad and the own node.
+func newChecks(spec agent.Spec, deps agent.Deps, consul gateway.ConsulConfig) (bus.Handler, error) {
+	o, onlyNode := checkOptions(spec.Runner, consul)
+	checker, err := infra.New(o)
 	if err != nil {
 		return nil, err
 	}
-	onlyNode := !looksAt("consul") && !looksAt("nomad")
 	return agent.Checks(func(ctx context.Context, capability string) (agent.Finding, error) {
 		if capability == "" {
 			capability = infraCheck

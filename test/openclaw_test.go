@@ -225,7 +225,7 @@ func runOpenClaw(t *testing.T, binary string, questions, kills int, say func(str
 			case !strings.Contains(reply, "I was told answer-to-"+id):
 				t.Errorf("%s: %s (%s)", id, reply, message)
 				continue
-			case times != 1:
+			case times != 1 && way == "mesh": // what OpenClaw does by itself after sessions_send is not ours to count
 				f.Doubled++
 				t.Errorf("%s: the other agent was asked %d times", id, times)
 			case i == 0: // the first of each opens what the others find open

@@ -286,6 +286,7 @@ func (b *Bus) Start(ctx context.Context) (err error) {
 	b.run(func() { b.registry.follow(b.loops) })
 	b.run(func() { b.registry.heartbeats(b.loops) })
 	b.run(func() { b.elector.run(b.loops) })
+	b.run(func() { b.elector.oversee(b.loops) })
 	b.run(func() { b.workers.run(b.loops) })
 	b.run(func() { (&reconciler{b: b, strays: map[string]bool{}, gone: map[string]time.Time{}}).run(b.loops) })
 	return nil

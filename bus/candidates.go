@@ -36,6 +36,11 @@ type Candidate struct {
 	Live bool `json:"live"`
 	// Leads: its own server leads the store's, so that its loss would take longest to get over. Of one rank it comes last.
 	Leads bool `json:"leads,omitempty"`
+	// Unseen: it came a moment ago, and the store was not seen yet to hear of what its checks find: its failure would be noticed late. Of one
+	// rank it comes last, even after who leads.
+	Unseen bool `json:"unseen,omitempty"`
+	// late is Unseen; of one that is not there nothing is known, and it is taken for no worse than this gateway.
+	late  bool
 	load  int
 	score uint64
 }
@@ -89,9 +94,9 @@ func (el *elector) standing(pairs []Pair) (live map[string]bool, handoffs map[st
 }
 
 // published takes in who says of himself that he may own what.
-func (el *elector) published(serving map[string]map[string]int, leading map[string]bool) {
+func (el *elector) published(serving map[string]map[string]int, leading, unseen map[string]bool) {
 	el.mu.Lock()
-	el.serving, el.leading = serving, leading
+	el.serving, el.leading, el.unseen = serving, leading, unseen
 	el.mu.Unlock()
 	el.kick()
 }
@@ -131,16 +136,21 @@ func (el *elector) lineWith(id string, l loads) []Candidate {
 		}
 		ranks[el.b.cfg.Gateway] = s.spec.rank()
 	}
-	line := make([]Candidate, 0, len(ranks))
+	line, late := make([]Candidate, 0, len(ranks)), el.unseenLocked(el.b.cfg.Gateway)
 	for gw, rank := range ranks {
 		if el.b.enforced() && !el.b.cfg.Trust.MayHost(gw, id) {
 			continue
 		}
 		h := sha256.Sum256([]byte(id + "\x00" + gw))
-		line = append(line, Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], Leads: el.leadingLocked(gw), load: l[gw], score: binary.BigEndian.Uint64(h[:])})
+		c := Candidate{Gateway: gw, Rank: rank, Live: el.live[gw], Leads: el.leadingLocked(gw), late: late, load: l[gw], score: binary.BigEndian.Uint64(h[:])}
+		if c.Live {
+			c.Unseen = el.unseenLocked(gw)
+			c.late = c.Unseen
+		}
+		line = append(line, c)
 	}
 	slices.SortFunc(line, func(a, b Candidate) int {
-		return cmp.Or(cmp.Compare(a.Rank, b.Rank), compareBool(a.Leads, b.Leads), cmp.Compare(a.load, b.load), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
+		return cmp.Or(cmp.Compare(a.Rank, b.Rank), compareBool(a.late, b.late), compareBool(a.Leads, b.Leads), cmp.Compare(a.load, b.load), cmp.Compare(b.score, a.score), cmp.Compare(a.Gateway, b.Gateway))
 	})
 	return line
 }
@@ -322,6 +332,11 @@ func (b *Bus) Transfer(ctx context.Context, duty string, o TransferOptions) (Own
 	}
 	if err := mayTake(duty, was.Gateway, o.To, line); err != nil {
 		return OwnerChange{}, err
+	}
+	if o.To != "" && !o.Force {
+		if err := b.awaitOverseen(ctx, o.To); err != nil {
+			return OwnerChange{}, err
+		}
 	}
 	if o.Force {
 		if err := b.seize(ctx, duty, was, o); err != nil {

@@ -42,6 +42,9 @@ type elector struct {
 	// leading are the gateways whose own server leads; leadsSince is since when it is this one's, zero: it is not.
 	leading    map[string]bool
 	leadsSince time.Time
+	// unseen are the gateways that say that their checks are not heard of yet; seenUnder is this one's session for which they are.
+	unseen    map[string]bool
+	seenUnder string
 	// born is when this gateway began to look.
 	born time.Time
 	// changed is closed and replaced with every picture.

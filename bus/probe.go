@@ -108,7 +108,7 @@ func (el *elector) awayLocked(ib *inbox, now time.Time, l loads) string {
 		if c.Gateway == ib.from && now.Sub(ib.began) < handoffFor {
 			continue // it may be stopping, and would not take it back
 		}
-		if c.Live && !c.Leads && c.Rank == rank && c.Gateway != el.b.cfg.Gateway {
+		if c.Live && !c.Leads && !c.Unseen && c.Rank == rank && c.Gateway != el.b.cfg.Gateway {
 			return c.Gateway
 		}
 	}

@@ -132,11 +132,12 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 			delete(fields, name)
 		}
 	}
-	serving, leading := map[string]map[string]int{}, map[string]bool{}
+	serving, leading, unseen := map[string]map[string]int{}, map[string]bool{}, map[string]bool{}
 	if which == 0 {
 		r.gateways = map[string]GatewayInfo{}
 		for name, f := range fields {
 			leading[name] = text(f[leadsField]) == "true"
+			unseen[name] = text(f[overseenField]) == "false" // who says nothing has nothing to be heard of, or is older
 			var ranks map[string]int
 			_ = json.Unmarshal(f[servesField].Value, &ranks)
 			for id, rank := range ranks {
@@ -156,7 +157,7 @@ func (r *registry) take(which int, prefix string, pairs []Pair) {
 		}
 	}
 	if which == 0 {
-		r.b.elector.published(serving, leading)
+		r.b.elector.published(serving, leading, unseen)
 	}
 	r.seen[which] = true
 	close(r.changed)
@@ -172,6 +173,9 @@ const servesField = "serves"
 
 // leadsField is whether the gateway's own server leads the store's.
 const leadsField = "leads"
+
+// overseenField is whether the store was seen to hear of what the gateway's checks find.
+const overseenField = "overseen"
 
 // signedField holds what the other fields say once more, as one signed record. Two of them stand beside it: status is bound to
 // the writer's session, and last_heartbeat is a hint.
@@ -311,6 +315,9 @@ func (r *registry) desired() (plain, bound map[string]string, agents []string) {
 	plain[p+servesField] = string(mustEncode(r.b.elector.ranks()))
 	if ledOf(r.b.store) != nil {
 		plain[p+leadsField] = strconv.FormatBool(r.b.elector.leads())
+	}
+	if r.b.elector.overseer() != nil {
+		plain[p+overseenField] = strconv.FormatBool(r.b.elector.overseen())
 	}
 	if r.b.cfg.Version != "" {
 		plain[p+"version"] = r.b.cfg.Version

@@ -60,6 +60,13 @@ func (s *session) id() string {
 	return s.current
 }
 
+// now is the current session, and what is closed when it is renewed or replaced.
+func (s *session) now() (id string, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current, s.changed
+}
+
 // trusted reports whether the session is surely alive. A process that was stopped and
 // wakes up finds that it is not.
 func (s *session) trusted() bool {

@@ -228,6 +228,13 @@ type Led interface {
 	Leads(ctx context.Context) (bool, error)
 }
 
+// An Overseer is a Store that hears of what the checks find from somebody else, who may be late with it.
+type Overseer interface {
+	// Oversees returns nil once what these checks find was seen to reach the store by itself: from then on a gateway that fails loses its session by its
+	// check. It may wait, and write. Nil is no promise for later: whoever passes it on may stop doing so.
+	Oversees(ctx context.Context, checks []string) error
+}
+
 // A Reachable is a Store that is asked through an agent, which may be there while its servers cannot decide anything.
 type Reachable interface {
 	// Reach returns nil when the agent answers, whatever it answers.

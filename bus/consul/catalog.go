@@ -50,31 +50,40 @@ func (s *Store) register(ctx context.Context, svc bus.Service) (string, error) {
 		Address: svc.Address, Port: svc.Port,
 		Tags: svc.Tags, Meta: svc.Meta,
 	}
-	checkID := ""
+	id := ""
 	if svc.HealthURL != "" {
-		checkID = "service:" + svc.ID
-		interval := svc.Interval
-		if interval <= 0 {
-			interval = 10 * time.Second
-		}
-		reg.Check = &api.AgentServiceCheck{
-			CheckID: checkID,
-			Name:    svc.Name + " answers",
-			HTTP:    svc.HealthURL,
-			// The agent asks a port of its own node whether somebody is there, and sends nothing that matters. The
-			// certificate is for the name that others use.
-			TLSSkipVerify:                  strings.HasPrefix(svc.HealthURL, "https://"),
-			Interval:                       interval.String(),
-			Timeout:                        min(max(2*interval, 2*time.Second), 10*time.Second).String(),
-			Status:                         api.HealthPassing,
-			DeregisterCriticalServiceAfter: deregisterAfter.String(),
-		}
+		id = checkID(svc)
+		reg.Check = agentCheck(svc)
 	}
 	opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}
 	if err := s.calls.Agent().ServiceRegisterOpts(reg, opts.WithContext(c.ctx)); err != nil {
 		return "", s.fail(c, err)
 	}
-	return checkID, nil
+	return id, nil
+}
+
+func checkInterval(svc bus.Service) time.Duration {
+	if svc.Interval <= 0 {
+		return 10 * time.Second
+	}
+	return svc.Interval
+}
+
+// agentCheck is how the agent is to ask a service.
+func agentCheck(svc bus.Service) *api.AgentServiceCheck {
+	interval := checkInterval(svc)
+	return &api.AgentServiceCheck{
+		CheckID: checkID(svc),
+		Name:    svc.Name + " answers",
+		HTTP:    svc.HealthURL,
+		// The agent asks a port of its own node whether somebody is there, and sends nothing that matters. The
+		// certificate is for the name that others use.
+		TLSSkipVerify:                  strings.HasPrefix(svc.HealthURL, "https://"),
+		Interval:                       interval.String(),
+		Timeout:                        min(max(2*interval, 2*time.Second), 10*time.Second).String(),
+		Status:                         api.HealthPassing,
+		DeregisterCriticalServiceAfter: deregisterAfter.String(),
+	}
 }
 
 // DeregisterService implements bus.Registrar. Removing what is not there is no

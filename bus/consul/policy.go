@@ -49,7 +49,7 @@ func Policy(opt PolicyOptions) string {
 		r.head("Its locks hang from a session of its node, and from its service's check")
 		r.rule("session", opt.Node, "write")
 		r.rule("service", opt.Service, "write")
-		r.catalog()
+		r.catalog("What the infrastructure check looks at, and where the gateway sees whether the catalog hears of its own check")
 	case RoleJanitor:
 		r.comment("Beside the policy of a gateway: it may clear up after gateways that are gone. Give it to one or two.")
 		r.grants(bus.JanitorWrites())
@@ -59,14 +59,14 @@ func Policy(opt PolicyOptions) string {
 		r.hide("")
 		r.rule("session_prefix", "", "write")
 		r.rule("service", opt.Service, "write")
-		r.catalog()
+		r.catalog(looksAt)
 		r.b.WriteString("operator = \"read\" # consul operator raft list-peers\n")
 	case RoleViewer:
 		r.comment("Somebody who looks (consul kv get -recurse, Consul's own page) and changes nothing.")
 		r.mesh("read")
 		r.hide("")
 		r.rule("session_prefix", "", "read")
-		r.catalog()
+		r.catalog(looksAt)
 	}
 	return r.b.String()
 }
@@ -101,9 +101,11 @@ func (r *rules) grants(all []bus.Grant) {
 	}
 }
 
-// catalog is what the infrastructure check looks at.
-func (r *rules) catalog() {
-	r.head("What the infrastructure check looks at")
+const looksAt = "What the infrastructure check looks at"
+
+// catalog is the right to read the catalog.
+func (r *rules) catalog(why string) {
+	r.head(why)
 	for _, kind := range []string{"node_prefix", "service_prefix", "agent_prefix"} {
 		r.rule(kind, "", "read")
 	}

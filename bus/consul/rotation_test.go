@@ -157,6 +157,22 @@ func sessionOf(t *testing.T, s *Store, gateway string) string {
 func TestTokenRotation(t *testing.T) {
 	r := newRealm(t, cluster.Options{Servers: 3})
 	jerry, bobby := r.member(t, "jerry", 1), r.member(t, "bobby", 2)
+	for _, m := range []*member{jerry, bobby} {
+		eventually(t, "with the rules that are printed it is seen that the catalog hears of "+m.policy+"'s check", longTime, func() bool {
+			p, err := r.admin.Get(t.Context(), "openclaw/gateways/"+m.policy+"/overseen")
+			return err == nil && p != nil && string(p.Value) == "true"
+		})
+	}
+	r.policy(t, "blind", `service "openclaw" { policy = "write" }`)
+	token, _ := r.token(t, "blind")
+	blind := open(t, r.client(r.Addr(0), token))
+	check := must(blind.RegisterService(t.Context(), bus.Service{ID: "openclaw-blind", Name: "openclaw", HealthURL: jerry.health.URL, Interval: time.Second}))(t)
+	if err := blind.Oversees(t.Context(), []string{check}); !errors.Is(err, bus.ErrForbidden) {
+		t.Errorf("whoever may not read the catalog: %v", err)
+	}
+	if err := blind.DeregisterService(t.Context(), "openclaw-blind"); err != nil {
+		t.Error(err)
+	}
 	before := map[string]string{}
 	for _, gw := range []string{"jerry-gateway", "bobby-gateway"} {
 		before[gw] = sessionOf(t, r.admin, gw)

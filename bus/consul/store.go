@@ -91,6 +91,7 @@ type Store struct {
 var (
 	_ bus.Store     = (*Store)(nil)
 	_ bus.Registrar = (*Store)(nil)
+	_ bus.Overseer  = (*Store)(nil)
 )
 
 // New returns a store. It does not connect: that Consul cannot be reached is the

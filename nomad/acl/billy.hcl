@@ -87,7 +87,7 @@ key "openclaw/trust/requests/billy-gateway" { policy = "write" } # own request t
 session "billy" { policy = "write" }
 service "openclaw" { policy = "write" }
 
-# What the infrastructure check looks at.
+# What the infrastructure check looks at, and where the gateway sees whether the catalog hears of its own check.
 node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
 agent_prefix "" { policy = "read" }

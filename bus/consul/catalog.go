@@ -62,16 +62,12 @@ func (s *Store) register(ctx context.Context, svc bus.Service) (string, error) {
 	return id, nil
 }
 
-func checkInterval(svc bus.Service) time.Duration {
-	if svc.Interval <= 0 {
-		return 10 * time.Second
-	}
-	return svc.Interval
-}
-
 // agentCheck is how the agent is to ask a service.
 func agentCheck(svc bus.Service) *api.AgentServiceCheck {
-	interval := checkInterval(svc)
+	interval := svc.Interval
+	if interval <= 0 {
+		interval = 10 * time.Second
+	}
 	return &api.AgentServiceCheck{
 		CheckID: checkID(svc),
 		Name:    svc.Name + " answers",

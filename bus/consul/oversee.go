@@ -15,11 +15,12 @@ import (
 // Oversees implements bus.Overseer. The agent asks a check; sessions hang from what the servers' catalog says of it, and the agent tells the
 // catalog. An agent that has just started may not do so for up to 30 s: when its first synchronisation fails, it tries again after 15 to 30 s, and
 // what its checks find meanwhile goes nowhere (Consul's agent/ae; a server fails at it when Raft's leader speaks to it before it has
-// joined the gossip, one restart in twenty). Registering a service is no proof, because that is passed on by the request itself.
+// joined the gossip, one restart in twenty). Nor is a session a proof: the catalog may still say what it said before the agent's end.
 //
 // So another check of the service is registered, which asks the same address, begins as a warning and has to be seen in the catalog as
-// passing: usually within a second. Then it is removed. That are three writes. Programs that register something at the same agent
-// in the very moment have it pass on everything, and can make it look well.
+// passing: usually within a second. Then it is removed. These are three writes. The service's own check must have passed, too: an agent
+// that has just started takes it for critical until it has asked, and has nothing to tell if it stays so. Programs that register something at
+// the same agent in that very moment have it pass on everything, and can make it look well.
 //
 // It needs service:write for the service, and node:read and service:read to see it.
 func (s *Store) Oversees(ctx context.Context, checks []string) error {
@@ -76,7 +77,7 @@ func (s *Store) oversees(ctx context.Context, svc bus.Service) (err error) {
 				continue
 			}
 			if h.Status == api.HealthPassing {
-				return nil
+				return s.passes(c, svc)
 			}
 			found = true
 		}
@@ -86,6 +87,22 @@ func (s *Store) oversees(ctx context.Context, svc bus.Service) (err error) {
 		seen = found
 		if index = meta.LastIndex; index == 0 {
 			index = 1 // 0 would not wait
+		}
+	}
+}
+
+// passes waits until the agent itself has found that a service's check passes.
+func (s *Store) passes(c *call, svc bus.Service) error {
+	for {
+		all, err := s.calls.Agent().ChecksWithFilterOpts(fmt.Sprintf("CheckID == %q", checkID(svc)), c.query())
+		if err != nil {
+			return s.fail(c, err)
+		}
+		if own := all[checkID(svc)]; own != nil && own.Status == api.HealthPassing {
+			return nil
+		}
+		if !sleep(c.ctx, checkPauseMax) {
+			return s.failed(c, bus.ErrUnavailable, nil, "the Consul agent of this node has not seen the gateway's check pass", "is the gateway's health address right?")
 		}
 	}
 }

@@ -60,7 +60,6 @@ func (s *Store) NewSession(ctx context.Context, opt bus.SessionOptions) (string,
 	for _, id := range opt.Checks {
 		req.ServiceChecks = append(req.ServiceChecks, serviceCheck{ID: id})
 	}
-	told := time.Now()
 	for pause := checkPause; ; pause = min(2*pause, checkPauseMax) {
 		var out struct{ ID string }
 		_, err := s.calls.Raw().Write("/v1/session/create", req, &out, c.write())
@@ -77,23 +76,7 @@ func (s *Store) NewSession(ctx context.Context, opt bus.SessionOptions) (string,
 			}
 			return "", s.fail(c, err)
 		}
-		if svc, every := s.services.pending(opt.Checks); every > 0 && time.Since(told) >= every {
-			told = time.Now()
-			_, _ = s.register(c.ctx, svc)
-		}
 	}
-}
-
-// pending is a service of these checks, and after how long it is registered anew while a session waits for them: an agent that has just started
-// may pass on nothing by itself (see [Store.Oversees]), and a registration has it tell the catalog what it has found by then. 0: none of them
-// is registered here.
-func (s *services) pending(checks []string) (bus.Service, time.Duration) {
-	for _, svc := range s.all() {
-		if svc.HealthURL != "" && slices.Contains(checks, checkID(svc)) {
-			return svc, checkInterval(svc) + checkPauseMax
-		}
-	}
-	return bus.Service{}, 0
 }
 
 // checkPending reports whether a session was refused because one of the checks is

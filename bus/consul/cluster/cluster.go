@@ -258,10 +258,9 @@ func (c *Cluster) path(i int, what string) string {
 	return filepath.Join(c.dir, c.servers[i].name+what)
 }
 
-// configure writes the configuration of server i.
-func (c *Cluster) configure(i int) error {
+// configure writes the configuration of server i, which joins the named ones before the others.
+func (c *Cluster) configure(i int, join ...string) error {
 	s := c.servers[i]
-	var join []string
 	for j, peer := range c.servers {
 		if j != i {
 			join = append(join, net.JoinHostPort(loopback, strconv.Itoa(peer.ports.Serf)))

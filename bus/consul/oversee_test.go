@@ -45,6 +45,9 @@ func TestOversees(t *testing.T) {
 
 	// It dies with its server. The new agent remembers the service and finds its check critical, but does not say so. What is registered
 	// then is what it knows already, so it does not pass that on either.
+	if err := c.Kill(back); err != nil { // first: nobody is to find the check critical before
+		t.Fatal(err)
+	}
 	srv.Close()
 	if err := c.RestartMute(t.Context(), back); err != nil {
 		t.Fatal(err)

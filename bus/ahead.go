@@ -46,11 +46,7 @@ func (w *writer) lookAhead(ctx context.Context, p *plan) *ahead {
 	a := &ahead{units: w.take(), at: envelope.At(w.b.now()), entries: map[string]*aheadEntry{}}
 	for to, items := range itemsByLane(a.units) {
 		l := w.lanes[to]
-		size := 0
-		for _, it := range items {
-			size += len(it.item)
-		}
-		if l == nil || size <= bigEntry {
+		if l == nil || sizeOf(items) <= bigEntry {
 			continue
 		}
 		e := &aheadEntry{seq: l.seq, count: l.count}
@@ -62,7 +58,7 @@ func (w *writer) lookAhead(ctx context.Context, p *plan) *ahead {
 		e.seq++
 		e.count += uint64(len(items))
 		e.head = w.b.signHead(to, e.seq, e.count, a.at, items)
-		e.value = w.pack(encodeSigned(e.seq, e.count, a.at, e.head, bytesOf(items)))
+		e.value = w.packItems(e.seq, e.count, a.at, e.head, items)
 		a.entries[to] = e
 	}
 	if len(a.entries) == 0 {
@@ -106,14 +102,6 @@ func (w *writer) giveBack(a *ahead) {
 		a.wait()
 		w.requeue(a.units)
 	}
-}
-
-func bytesOf(items []laneItem) [][]byte {
-	list := make([][]byte, len(items))
-	for i, it := range items {
-		list[i] = it.item
-	}
-	return list
 }
 
 func itemsByLane(units []*unit) map[string][]laneItem {

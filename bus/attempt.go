@@ -22,12 +22,24 @@ const (
 // lease is the right to decide about a message. It ends when the handler returns, when it shows no sign
 // of life for the ack timeout, and with the term.
 type lease struct {
+	j       *job
+	m       *Incoming // nil until the handler is about to be called
+	at      place
 	timeout time.Duration
-	timer   *time.Timer
 	lose    context.CancelCauseFunc
 
 	mu   sync.Mutex
 	over bool
+	// timer is for what is due next: the record that who is not quick gets, and the end of the timeout. Most messages need
+	// neither, so they share one.
+	timer        *time.Timer
+	parkAt       time.Time // zero: done
+	endAt        time.Time
+	paused, left bool
+	// back: the handler has returned; backed is closed then, nil until somebody waits for that. behind: it was left behind,
+	// and held: with its place.
+	back, behind, held bool
+	backed             chan struct{}
 }
 
 // renew starts the timeout anew, and reports whether the lease still stood.
@@ -35,7 +47,9 @@ func (l *lease) renew() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.over {
-		l.timer.Reset(l.timeout)
+		now := time.Now()
+		l.endAt, l.paused = now.Add(l.timeout), false
+		l.armLocked(now)
 	}
 	return !l.over
 }
@@ -44,9 +58,7 @@ func (l *lease) renew() bool {
 func (l *lease) pause() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.over {
-		l.timer.Stop()
-	}
+	l.paused = true
 }
 
 func (l *lease) alive() bool {
@@ -58,140 +70,198 @@ func (l *lease) alive() bool {
 func (l *lease) end(cause error) {
 	l.mu.Lock()
 	l.over = true
-	if l.timer != nil {
-		l.timer.Stop()
-	}
 	l.mu.Unlock()
 	l.lose(cause)
 }
 
+// leave is the end of the attempt: nothing is due any more.
+func (l *lease) leave() {
+	l.mu.Lock()
+	l.over, l.left = true, true
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.mu.Unlock()
+	l.lose(context.Canceled)
+}
+
 // begin starts the timeout, and reports whether the lease still stands.
-func (l *lease) begin() bool {
+func (l *lease) begin(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.over {
-		l.timer = time.AfterFunc(l.timeout, func() { l.end(errAckTimeout) })
+	if l.over {
+		return false
 	}
-	return !l.over
+	l.parkAt, l.endAt = now.Add(quick), now.Add(l.timeout)
+	l.timer = time.AfterFunc(min(quick, l.timeout), l.due)
+	return true
+}
+
+// due does what is due, and waits for the rest.
+func (l *lease) due() {
+	l.mu.Lock()
+	now := time.Now()
+	park := !l.left && !l.parkAt.IsZero() && !now.Before(l.parkAt)
+	if park {
+		l.parkAt = time.Time{}
+	}
+	lost := !l.over && !l.paused && !now.Before(l.endAt)
+	if !lost {
+		l.armLocked(now)
+	}
+	l.mu.Unlock()
+	if park {
+		l.j.park(nil, nil)
+	}
+	if lost {
+		l.end(errAckTimeout)
+		l.due() // what is not parked yet is so when that is due
+	}
+}
+
+// armLocked sets the timer for what is due next; l.mu is held.
+func (l *lease) armLocked(now time.Time) {
+	var next time.Time
+	if !l.left {
+		next = l.parkAt
+	}
+	if !l.over && !l.paused && (next.IsZero() || l.endAt.Before(next)) {
+		next = l.endAt
+	}
+	if !next.IsZero() {
+		l.timer.Reset(next.Sub(now))
+	}
 }
 
 // errAckTimeout is why a lease was lost while the term goes on.
 var errAckTimeout = fmt.Errorf("no sign of life within the ack timeout: %w", ErrLeaseLost)
 
-// enterWork takes one of the places for running handlers, and returns how to give it back: of the messages
+// place is one of those for running handlers, or the right to run without one.
+type place struct {
+	ib            *inbox
+	none, suspect bool
+}
+
+// leave gives it back.
+func (p place) leave() {
+	if p.none {
+		return
+	}
+	p.ib.door.leave()
+	if p.suspect {
+		<-p.ib.suspects
+	}
+}
+
+// enterWork takes one of the places for running handlers: of the messages
 // that wait for one, the highest priority first, then the oldest. A message that was being worked on when a process died runs alone among such: if it kills the next process
 // too, no other is suspected with it again.
-func (ib *inbox) enterWork(j *job) (leave func(), ok bool) {
+func (ib *inbox) enterWork(j *job) (p place, ok bool) {
+	p = place{ib: ib}
 	switch {
 	case j.needsNoPlace():
-		return func() {}, true
+		p.none = true
+		return p, true
 	case j.running() != nil:
 		ib.door.push() // its worker never stopped
-		return ib.door.leave, true
+		return p, true
 	}
-	suspect := j.del.Crashes > 0
-	if suspect {
+	if p.suspect = j.del.Crashes > 0; p.suspect {
 		select {
 		case ib.suspects <- struct{}{}:
 		case <-ib.intake.Done():
-			return nil, false
+			return p, false
 		}
 	}
 	if !ib.door.enter(ib.intake, j) {
-		if suspect {
+		if p.suspect {
 			<-ib.suspects
 		}
-		return nil, false
+		return p, false
 	}
-	return func() {
-		ib.door.leave()
-		if suspect {
-			<-ib.suspects
-		}
-	}, true
+	return p, true
 }
 
-// attempt runs the handler once, under a lease, and calls leave when its place is free again. A handler
-// that does not return when its ctx ends is left behind: what it does then is refused.
-func (j *job) attempt(leave func()) (m *Incoming, err error) {
+// outcome is what came of an attempt.
+type outcome struct {
+	m   *Incoming
+	err error
+}
+
+// attempt runs the handler once, under a lease, and gives its place back when that is free again. A handler that does not return when
+// its ctx ends is left behind: what it does then is refused, and another goroutine goes on with the conversation (left).
+func (j *job) attempt(at place) (o *outcome, left bool) {
 	ib := j.ib
 	now := envelope.At(ib.b.now())
 	ctx, lose := context.WithCancelCause(ib.work)
-	l := &lease{timeout: j.ackTimeout(), lose: lose}
-	defer l.end(context.Canceled)
+	l := &lease{j: j, at: at, timeout: j.ackTimeout(), lose: lose}
 	j.mu.Lock()
-	if j.ended {
-		j.mu.Unlock()
-		leave()
-		return nil, errOver
+	err := error(errOver)
+	if !j.ended {
+		if err = j.del.Move(envelope.Delivered, now); err != nil {
+			err = Never(envelope.ClassPoison, err)
+		}
 	}
-	if merr := j.del.Move(envelope.Delivered, now); merr != nil {
+	if err != nil {
 		j.mu.Unlock()
-		leave()
-		return nil, Never(envelope.ClassPoison, merr)
+		at.leave()
+		l.leave()
+		return &outcome{err: err}, false
 	}
 	j.del.Owner = ib.b.cfg.Gateway
 	careful := j.careful || j.del.Crashes > 0
-	j.stop = l.end
+	j.lease = l
 	j.mu.Unlock()
-	defer func() {
-		if cause := j.stopped(); cause != nil {
-			err = Never(envelope.ClassCancelled, cause) // whatever the handler says
-		}
-	}()
 	if careful {
 		if err := j.recordAttempt(); err != nil {
-			leave()
-			return nil, err
+			at.leave()
+			return l.concluded(ctx, err), false
 		}
 	}
 	ev := j.event(EventDelivered)
 	ev.State = envelope.Delivered
-	ib.b.emit(ev)
+	j.emit(&ev)
 
-	m = &Incoming{j: j, lease: l, budget: j.budget(), began: time.Now()}
+	m := &Incoming{j: j, lease: l, budget: j.budget(), began: time.Now()}
+	l.m = m
 	free, err := m.fetch(ctx)
-	if err != nil {
-		leave()
-		return m, err
-	}
-	if !l.begin() {
+	if err == nil && !l.begin(m.began) {
 		free()
-		leave()
-		return m, ErrLeaseLost // it was stopped before it began
+		err = ErrLeaseLost // it was stopped before it began
 	}
-	park := time.AfterFunc(quick, func() { j.park(nil, nil) })
-	defer park.Stop()
-
-	result := make(chan error, 1)
-	go func(m *Incoming) {
-		defer free()
-		result <- j.call(ctx, m)
-	}(m)
-	select {
-	case err = <-result:
-		leave()
-	case <-ctx.Done():
-		t := time.NewTimer(leaveBehind)
-		defer t.Stop()
-		select {
-		case err = <-result:
-			leave()
-		case <-t.C:
-			ib.abandon(j, result, leave)
-		}
+	if err != nil {
+		at.leave()
+		return l.concluded(ctx, err), false
 	}
+	stop := context.AfterFunc(ctx, func() { l.leaveBehind(ctx) })
+	err = j.call(ctx, m)
+	free()
+	if l.returned(err) {
+		return nil, true
+	}
+	stop()
+	at.leave()
 	j.spent(m)
-	if cause := context.Cause(ctx); cause != nil && !l.alive() {
+	return l.concluded(ctx, err), false
+}
+
+// concluded is what an attempt came to, whose handler returned err or was left behind.
+func (l *lease) concluded(ctx context.Context, err error) *outcome {
+	j := l.j
+	if cause := context.Cause(ctx); cause != nil && l.m != nil && !l.alive() {
 		// The lease was lost, whatever the handler says.
 		switch {
 		case errors.Is(cause, errAckTimeout):
-			return m, fmt.Errorf("%w (%s)", cause, l.timeout)
+			err = fmt.Errorf("%w (%s)", cause, l.timeout)
 		case err == nil:
-			return m, cause
+			err = cause
 		}
 	}
-	return m, err
+	if cause := j.stopped(); cause != nil {
+		err = Never(envelope.ClassCancelled, cause) // whatever the handler says
+	}
+	l.leave()
+	return &outcome{l.m, err}
 }
 
 // call runs the handler; a panic is a failure like any other.
@@ -211,23 +281,63 @@ func (j *job) call(ctx context.Context, m *Incoming) (err error) {
 	return j.ib.handler.Handle(ctx, m)
 }
 
-// abandon goes on without a handler that ignores the end of its ctx. Its place comes back at once,
-// but only as often as there are places: else stuck handlers would pile up without bound.
-func (ib *inbox) abandon(j *job, result <-chan error, leave func()) {
-	ib.b.log.Error("a handler ignores the end of its context; going on without it",
-		"agent", ib.spec.ID, "message_id", j.env.MessageID, "left_behind", ib.leftBehind.Load()+1)
-	held := int(ib.leftBehind.Add(1)) > ib.door.size()
-	if !held {
-		leave()
+// returned notes that the handler has returned, and reports whether it was left behind.
+func (l *lease) returned(err error) bool {
+	l.mu.Lock()
+	behind := l.behind
+	l.back = true
+	if l.backed != nil {
+		close(l.backed)
 	}
-	ib.b.run(func() {
-		err := <-result
-		ib.leftBehind.Add(-1)
-		ib.b.log.Info("a handler that was left behind has returned", "agent", ib.spec.ID, "message_id", j.env.MessageID, "error", err)
-		if held {
-			leave()
-		}
-	})
+	l.mu.Unlock()
+	if !behind {
+		return false
+	}
+	ib := l.j.ib
+	ib.leftBehind.Add(-1)
+	ib.b.log.Info("a handler that was left behind has returned", "agent", ib.spec.ID, "message_id", l.j.env.MessageID, "error", err)
+	if l.held {
+		l.at.leave()
+	}
+	ib.b.wg.Done()
+	return true
+}
+
+// leaveBehind waits until the handler returns, for a moment, and goes on without it if it does not: it ignores the end of its ctx. Its place
+// comes back at once, but only as often as there are places: else stuck handlers would pile up without bound.
+func (l *lease) leaveBehind(ctx context.Context) {
+	l.mu.Lock()
+	if l.back {
+		l.mu.Unlock()
+		return
+	}
+	backed := make(chan struct{})
+	l.backed = backed
+	l.mu.Unlock()
+	t := time.NewTimer(leaveBehind)
+	defer t.Stop()
+	select {
+	case <-backed:
+		return
+	case <-t.C:
+	}
+	j, ib := l.j, l.j.ib
+	l.mu.Lock()
+	if l.back {
+		l.mu.Unlock()
+		return
+	}
+	ib.b.wg.Add(1) // the handler; this goroutine counts as a worker of the inbox in its place
+	n := ib.leftBehind.Add(1)
+	l.behind, l.held = true, int(n) > ib.door.size()
+	held := l.held
+	l.mu.Unlock()
+	ib.b.log.Error("a handler ignores the end of its context; going on without it", "agent", ib.spec.ID, "message_id", j.env.MessageID, "left_behind", n)
+	if !held {
+		l.at.leave()
+	}
+	j.spent(l.m)
+	ib.converseFrom(j.conv, j, l.concluded(ctx, nil))
 }
 
 // recordAttempt writes that the attempt begins, before it does.

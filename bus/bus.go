@@ -144,6 +144,7 @@ type Bus struct {
 	instance string
 
 	tracks   *tracks
+	outcomes sync.Pool // of channels that carried the one outcome of a unit
 	session  *session
 	writer   *writer
 	outbox   *outbox
@@ -189,6 +190,7 @@ func New(cfg Config) (*Bus, error) {
 	}
 	b := &Bus{cfg: cfg, store: cfg.Store, log: cfg.Logger, instance: uuid.NewString(), tracks: newTracks(),
 		stopped: make(chan struct{}), fatal: make(chan error, 1)}
+	b.outcomes.New = func() any { return make(chan error, 1) }
 	if b.packer, err = newPacker(); err != nil {
 		return nil, err
 	}

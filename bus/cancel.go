@@ -151,10 +151,10 @@ func (j *job) cancel(ctx context.Context, cause error, m *Incoming) error {
 		return nil
 	}
 	j.cancelled = cause
-	stop, run, gone := j.stop, j.run, j.goneLocked()
+	attempt, run, gone := j.lease, j.run, j.goneLocked()
 	j.mu.Unlock()
-	if stop != nil {
-		stop(cause)
+	if attempt != nil {
+		attempt.end(cause)
 	}
 	if run != nil {
 		// At best the worker hears of it; its result is refused anyway.
@@ -175,10 +175,10 @@ func (j *job) cancel(ctx context.Context, cause error, m *Incoming) error {
 func (ib *inbox) wakeBehind(j *job) {
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
-	for key, c := range ib.convs {
+	for _, c := range ib.convs {
 		if c.asleep && len(c.queue) > 0 && c.queue[0] == j {
 			c.asleep = false
-			ib.converse(key, c)
+			ib.converse(c)
 			return
 		}
 	}
@@ -186,7 +186,7 @@ func (ib *inbox) wakeBehind(j *job) {
 
 // waitsLocked: nobody works on it, and nobody is about to record what came of an attempt.
 func (j *job) waitsLocked() bool {
-	return j.stop == nil && (j.del.State == envelope.Queued || j.del.State == envelope.Delivered && !j.handling)
+	return j.lease == nil && (j.del.State == envelope.Queued || j.del.State == envelope.Delivered && !j.handling)
 }
 
 // goneLocked is closed when the message has ended.
@@ -225,7 +225,7 @@ func (j *job) takeUp() (left, ok bool) {
 func (j *job) stopped() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.stop = nil
+	j.lease = nil
 	return j.cancelled
 }
 

@@ -435,7 +435,7 @@ func (ib *inbox) rejoin(j *job, by string) {
 	ev.State, ev.Reason = envelope.Queued, "by "+by
 	ib.b.emit(ev)
 	ib.claimUnique(j)
-	ib.enter(j, len(j.env.Canonical()))
+	ib.enter(j)
 	ib.toConversation(j)
 }
 

@@ -35,11 +35,11 @@ type job struct {
 	del envelope.Delivery
 	// run is where a task of a queue is worked on.
 	run *taskRun
-	// handling: it is in the hands of handle. stop ends the attempt that runs; nil: none does. cancelled is why the message is to be
+	// handling: it is in the hands of handle. lease is that of the attempt that runs; nil: none does. cancelled is why the message is to be
 	// given up when that has ended. gone is closed with the message's end (left); nil until somebody waits for it.
 	handling  bool
 	left      bool
-	stop      func(cause error)
+	lease     *lease
 	cancelled error
 	gone      chan struct{}
 	// parked: it has a record of its own, or one is on its way; at is the record's index
@@ -55,6 +55,10 @@ type job struct {
 	started, spilled bool
 	// ahead is the message before it in its conversation, until its own turn comes.
 	ahead *job
+	// conv is the conversation that it is handled in; only who handles it uses it.
+	conv *conversation
+	// track finds its timeline; it is set before the job is shared.
+	track trackRef
 	// atDoor: it waits for nothing but a place to run in, so a record of its own would gain nothing.
 	atDoor bool
 	// said is the entry that it came in, and proof what came with it when others had passed it on: see provenance. Both are
@@ -77,15 +81,6 @@ type job struct {
 type storedAnswer struct {
 	key string
 	at  *uint64
-}
-
-// conversation handles the messages of one (source gateway, conversation), or of one conversation, one after another.
-type conversation struct {
-	queue []*job
-	// last is the newest that was put in, in the queue or out of it.
-	last *job
-	// asleep: nothing of it is handled before its first message is due.
-	asleep bool
 }
 
 func (j *job) event(name string) Event {
@@ -124,18 +119,10 @@ func (j *job) misplaced() error {
 
 // dispatch hands a message to the question that it answers, or to its conversation.
 func (ib *inbox) dispatch(j *job) {
-	ib.b.tracks.begin(j.env)
 	if j.env.InReplyTo != "" && ib.answer(j) {
 		return
 	}
 	ib.toConversation(j)
-}
-
-func (ib *inbox) conversationOf(j *job) string {
-	if ib.spec.OneOrder {
-		return j.env.ConversationID
-	}
-	return j.src.from + "/" + j.env.ConversationID
 }
 
 // keptBefore sees to it that what is older than a message in its conversation has a record or an end in the store before what is written from now on; false:
@@ -167,138 +154,117 @@ func (ib *inbox) keptBefore(j *job) bool {
 	return older == nil || older.kept()
 }
 
-// toConversation puts a message behind the others of its conversation, and returns how many those are.
-func (ib *inbox) toConversation(j *job) int {
-	key := ib.conversationOf(j)
-	ib.mu.Lock()
-	defer ib.mu.Unlock()
-	c := ib.convs[key]
-	if c != nil {
-		j.mu.Lock()
-		j.ahead = c.last
-		j.mu.Unlock()
-		c.queue, c.last = append(c.queue, j), j
-		return len(c.queue)
+// handle takes a message through its attempts until it has an end, or the inbox. o is what came of the attempt that runs already; nil: none
+// does. It reports whether it was left behind by another goroutine, which goes on in its place.
+func (j *job) handle(o *outcome) (left bool) {
+	ib := j.ib
+	if o == nil && !j.start() {
+		return false
 	}
-	c = &conversation{queue: []*job{j}, last: j}
-	ib.convs[key] = c
-	if d := j.due(); d > 0 {
-		c.asleep = true
-		ib.delayLocked(ib.b.now().Add(d), func() {
-			if c.asleep {
-				c.asleep, j.waited = false, true
-				ib.converse(key, c)
+	for o != nil || ib.intake.Err() == nil {
+		if o == nil {
+			at, ok := j.turn()
+			if !ok {
+				return false
 			}
-		})
-		return 0
-	}
-	ib.converse(key, c)
-	return 0
-}
-
-// converse handles the messages of a conversation until there are none left; ib.mu is held.
-func (ib *inbox) converse(key string, c *conversation) {
-	ib.wg.Add(1)
-	go func() {
-		defer ib.wg.Done()
-		for {
-			ib.mu.Lock()
-			if len(c.queue) == 0 || ib.intake.Err() != nil {
-				delete(ib.convs, key)
-				ib.mu.Unlock()
-				return
+			if o, left = j.attempt(at); left {
+				return true
 			}
-			next := c.queue[0]
-			c.queue = c.queue[1:]
-			ib.mu.Unlock()
-			next.handle()
 		}
-	}()
+		if j.settle(o) {
+			return false
+		}
+		o = nil
+	}
+	return false
 }
 
-// handle takes a message through its attempts until it has an end, or the inbox.
-func (j *job) handle() {
+// start is the beginning of handle; false: there is nothing to do.
+func (j *job) start() bool {
 	ib := j.ib
 	left, ok := j.takeUp()
 	if !ok {
-		return // it was cancelled while it waited for its turn
+		return false // it was cancelled while it waited for its turn
 	}
-	if left {
-		if !j.begin() {
-			return
-		}
-		// Its last owner died at work, or was deposed.
-		if j.running() != nil {
-			// A task: only the queue's owner died, its worker may be at it still.
-			j.mu.Lock()
-			_ = j.del.Handover(ib.b.cfg.Gateway, envelope.At(ib.b.now())) // it is delivered
-			j.mu.Unlock()
-		} else if j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped")) {
-			return
-		}
+	if !left {
+		return true
 	}
-	for ib.intake.Err() == nil {
-		if cause := j.givenUp(); cause != nil {
-			j.dead(envelope.ClassCancelled, cause)
-			return
-		}
-		if !j.waited && !j.rest() {
-			return
-		}
-		j.waited = false
-		if !ib.b.session.waitTrusted(ib.intake) {
-			return
-		}
-		// What waits here is not in memory when it has a record of its own.
-		leave, ok := ib.enterWork(j)
-		if !ok {
-			return
-		}
-		if !j.begin() || j.over() {
-			leave()
-			return
-		}
-		if class, err := j.unfit(); err != nil {
-			leave()
-			j.dead(class, err)
-			return
-		}
-		m, err := j.attempt(leave)
-		if ib.ctx.Err() != nil || errors.Is(err, errOver) {
-			return // deposed: whatever came out is not ours to record
-		}
-		if err != nil && m != nil && m.task != nil {
-			err = m.verdict(err)
-		}
-		if err == nil {
-			if j.acked(m) {
-				return
-			}
-			continue
-		}
-		if ib.work.Err() != nil && errors.Is(err, context.Canceled) || ib.intake.Err() != nil && errors.Is(err, ErrHandover) {
-			j.handover()
-			return
-		}
-		if errors.Is(err, errGivenBack) {
-			j.giveBack(err)
-			continue
-		}
-		if class, final := finalClass(err); final {
-			j.dead(class, err)
-			return
-		}
-		class := envelope.ClassRetry
-		switch {
-		case errors.Is(err, errWorkerLost):
-			class = envelope.ClassCrashed
-		case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLeaseLost):
-			class = envelope.ClassTimeout
-		}
-		if j.failed(class, err) {
-			return
-		}
+	if !j.begin() {
+		return false
 	}
+	// Its last owner died at work, or was deposed.
+	if j.running() != nil {
+		// A task: only the queue's owner died, its worker may be at it still.
+		j.mu.Lock()
+		_ = j.del.Handover(ib.b.cfg.Gateway, envelope.At(ib.b.now())) // it is delivered
+		j.mu.Unlock()
+		return true
+	}
+	return !j.failed(envelope.ClassCrashed, errors.New("the gateway that worked on it stopped"))
+}
+
+// turn waits until an attempt may begin, and takes its place; false: there is to be none.
+func (j *job) turn() (at place, ok bool) {
+	ib := j.ib
+	if cause := j.givenUp(); cause != nil {
+		j.dead(envelope.ClassCancelled, cause)
+		return at, false
+	}
+	if !j.waited && !j.rest() {
+		return at, false
+	}
+	j.waited = false
+	if !ib.b.session.waitTrusted(ib.intake) {
+		return at, false
+	}
+	// What waits here is not in memory when it has a record of its own.
+	if at, ok = ib.enterWork(j); !ok {
+		return at, false
+	}
+	if !j.begin() || j.over() {
+		at.leave()
+		return at, false
+	}
+	if class, err := j.unfit(); err != nil {
+		at.leave()
+		j.dead(class, err)
+		return at, false
+	}
+	return at, true
+}
+
+// settle records what came of an attempt, and reports whether that was the last one.
+func (j *job) settle(o *outcome) (end bool) {
+	ib, m, err := j.ib, o.m, o.err
+	if ib.ctx.Err() != nil || errors.Is(err, errOver) {
+		return true // deposed: whatever came out is not ours to record
+	}
+	if err != nil && m != nil && m.task != nil {
+		err = m.verdict(err)
+	}
+	if err == nil {
+		return j.acked(m)
+	}
+	if ib.work.Err() != nil && errors.Is(err, context.Canceled) || ib.intake.Err() != nil && errors.Is(err, ErrHandover) {
+		j.handover()
+		return true
+	}
+	if errors.Is(err, errGivenBack) {
+		j.giveBack(err)
+		return false
+	}
+	if class, final := finalClass(err); final {
+		j.dead(class, err)
+		return true
+	}
+	class := envelope.ClassRetry
+	switch {
+	case errors.Is(err, errWorkerLost):
+		class = envelope.ClassCrashed
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLeaseLost):
+		class = envelope.ClassTimeout
+	}
+	return j.failed(class, err)
 }
 
 // finalClass reports whether an error ends a message, and as what.
@@ -458,7 +424,7 @@ func (j *job) keep(anew bool, sends []outgoing, done func(at envelope.Time, err 
 	defer j.mu.Unlock()
 	u := &unit{ctx: ib.ctx, owner: ib, pending: []pendingOp{j.recordLocked()}}
 	for _, x := range sends {
-		u.send(x)
+		u.send(&x)
 	}
 	if !j.parked {
 		u.taken = j.takenLocked()
@@ -476,13 +442,13 @@ func (j *job) keep(anew bool, sends []outgoing, done func(at envelope.Time, err 
 	ib.b.writer.submit(u)
 }
 
-func (j *job) takenLocked() []*job {
+func (j *job) takenLocked() []*laneEntry {
 	if j.entry == nil {
 		return nil
 	}
-	t := &job{src: j.src, entry: j.entry}
+	t := j.entry
 	j.entry = nil
-	return []*job{t}
+	return []*laneEntry{t}
 }
 
 func (j *job) recordLocked() pendingOp {
@@ -570,7 +536,7 @@ func (j *job) acked(m *Incoming) (end bool) {
 	attached := j.attached
 	j.mu.Unlock()
 	for _, x := range m.out {
-		u.send(x)
+		u.send(&x)
 		ib.b.tracks.begin(x.s) // before anybody can answer it
 	}
 	u.extra, u.pending, u.receipts = m.extra, append(u.pending, m.pending...), append(u.receipts, m.told...)
@@ -581,7 +547,7 @@ func (j *job) acked(m *Incoming) (end bool) {
 		}
 		ev := j.event(EventAcked)
 		ev.State = envelope.Acked
-		ib.b.emit(ev)
+		j.emit(&ev)
 		for _, x := range m.out {
 			if x.forward != nil {
 				fev := j.event(EventForwarded)
@@ -739,7 +705,7 @@ func (j *job) deadIf(may func() bool, class envelope.Class, cause error) bool {
 		u.extra = append(u.extra, ib.keepUnique(j)...) // it may have done its work
 	}
 	if j.del.For != "" {
-		u.send(outgoing{s: ib.b.advise(j, class, cause)})
+		u.send(&outgoing{s: ib.b.advise(j, class, cause)})
 	}
 	u.done = func(err error) {
 		ib.finished(err, append([]*job{j}, attached...)...)

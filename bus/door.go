@@ -15,18 +15,23 @@ type door struct {
 	places  int
 	free    int
 	waiting waiters
+	used    sync.Pool // of waiters that were let in
 	arrived uint64
 }
 
-func newDoor(places int) *door { return &door{places: places, free: places} }
+func newDoor(places int) *door {
+	d := &door{places: places, free: places}
+	d.used.New = func() any { return &waiter{in: make(chan struct{}, 1)} }
+	return d
+}
 
 // waiter is one message at the door.
 type waiter struct {
 	priority int
 	created  time.Time
 	arrived  uint64
-	at       int // its place in the heap; -1: let in
-	in       chan struct{}
+	at       int           // its place in the heap; -1: let in
+	in       chan struct{} // has room for the one that lets in
 }
 
 // enter waits for a place, and reports whether there was one before ctx ended.
@@ -41,7 +46,8 @@ func (d *door) enter(ctx context.Context, j *job) bool {
 		return true
 	}
 	d.arrived++
-	w := &waiter{priority: j.env.Priority(), created: j.env.CreatedAt.Time, arrived: d.arrived, in: make(chan struct{})}
+	w := d.used.Get().(*waiter)
+	w.priority, w.created, w.arrived = j.env.Priority(), j.env.CreatedAt.Time, d.arrived
 	heap.Push(&d.waiting, w)
 	d.mu.Unlock()
 	j.mu.Lock()
@@ -54,6 +60,7 @@ func (d *door) enter(ctx context.Context, j *job) bool {
 	}()
 	select {
 	case <-w.in:
+		d.used.Put(w)
 		return true
 	case <-ctx.Done():
 	}
@@ -102,7 +109,7 @@ func (d *door) size() int {
 func (d *door) letInLocked() {
 	for d.free > 0 && len(d.waiting) > 0 {
 		d.free--
-		close(heap.Pop(&d.waiting).(*waiter).in)
+		heap.Pop(&d.waiting).(*waiter).in <- struct{}{}
 	}
 }
 

@@ -20,15 +20,15 @@ func BenchmarkEncryptedEntry(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			var items [][]byte
+			var items []laneItem
 			seal := benchSeal(b, readers)
 			for i := range 32 {
-				items = append(items, encodeItem(seal(fmt.Sprintf("%d %s", i, prose)), itemMeta{}))
+				items = append(items, newLaneItem("bob", seal(fmt.Sprintf("%d %s", i, prose)), itemMeta{}))
 			}
-			entry := encodeEntry(1, 32, envelope.At(time.Now()), items)
+			entry := encodeSigned(nil, 1, 32, envelope.At(time.Now()), nil, items)
 			var packed []byte
 			for b.Loop() {
-				packed = p.pack(entry)
+				packed = p.pack(entry, 1)
 			}
 			b.ReportMetric(float64(len(entry))/32, "unpackedB/envelope")
 			b.ReportMetric(float64(len(packed))/32, "B/envelope")

@@ -1,6 +1,8 @@
 package bus
 
 import (
+	"time"
+
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -83,8 +85,9 @@ type Event struct {
 }
 
 // eventOf fills what every event of a message says.
-func (b *Bus) eventOf(name string, e *envelope.Envelope) Event {
-	now := b.now()
+func (b *Bus) eventOf(name string, e *envelope.Envelope) Event { return b.eventAt(name, e, b.now()) }
+
+func (b *Bus) eventAt(name string, e *envelope.Envelope, now time.Time) Event {
 	return Event{
 		Event: name, At: envelope.At(now), Gateway: b.cfg.Gateway,
 		MessageID: e.MessageID, CorrelationID: e.CorrelationID, InReplyTo: e.InReplyTo,
@@ -95,11 +98,17 @@ func (b *Bus) eventOf(name string, e *envelope.Envelope) Event {
 
 // emit is the one path of events: the timeline first, so that whoever is woken by the
 // observer can already read it.
-func (b *Bus) emit(ev Event) {
+func (b *Bus) emit(ev Event) { b.emitAt(trackRef{}, &ev) }
+
+// emitAt is emit for who knows where the timeline is.
+func (b *Bus) emitAt(ref trackRef, ev *Event) {
 	if ev.MessageID != "" {
-		b.tracks.note(ev)
+		b.tracks.note(ref, ev)
 	}
 	if b.cfg.Observe != nil {
-		b.cfg.Observe(ev)
+		b.cfg.Observe(*ev)
 	}
 }
+
+// emit tells of the message.
+func (j *job) emit(ev *Event) { j.ib.b.emitAt(j.track, ev) }

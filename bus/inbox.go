@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"sort"
 	"strings"
 	"sync"
@@ -127,18 +128,19 @@ type inbox struct {
 	mu      sync.Mutex
 	sources map[string]*source
 	bells   map[string]chan Pair
-	convs   map[string]*conversation
+	convs   map[convKey]*conversation
 	// active holds every message in memory by its key; duplicates of these are recognised
 	// before they have a receipt.
 	active map[envelope.MessageKey]*job
 	// asks finds the job that waits for an answer, by the question's id.
 	asks map[string]*job
-	// room is closed and replaced when a message leaves.
+	// room is closed when a message leaves; nil while nobody waits for that.
 	room chan struct{}
 	// delayed are the conversations whose first message is not due yet.
 	delayed delayed
 	// spilled counts the messages that wait in the store alone.
 	spilled int
+	crew    crew
 	// queue is set when this is the inbox of a task queue, and unique when unique keys count in it.
 	queue  *queueTerm
 	unique *uniqueKeys
@@ -154,8 +156,8 @@ func (b *Bus) newInbox(spec AgentSpec, h Handler, session string, term uint64) *
 	ib := &inbox{
 		b: b, spec: spec, handler: h, session: session, term: term,
 		door: newDoor(spec.MaxConcurrent), suspects: make(chan struct{}, 1),
-		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[string]*conversation{},
-		active: map[envelope.MessageKey]*job{}, asks: map[string]*job{}, room: make(chan struct{}),
+		sources: map[string]*source{}, bells: map[string]chan Pair{}, convs: map[convKey]*conversation{},
+		active: map[envelope.MessageKey]*job{}, asks: map[string]*job{},
 	}
 	ib.began, ib.caughtUp, ib.gather.open = time.Now(), make(chan struct{}), true
 	if _, ok := h.(taskQueue); ok {
@@ -245,6 +247,7 @@ func (ib *inbox) run() error {
 				ib.announce(from, p)
 			}
 		}
+		runtime.Gosched() // the lanes are read first, then the next change is asked for: that takes a while
 		return nil
 	})
 }
@@ -377,14 +380,16 @@ func (ib *inbox) ring(s *source, p Pair) error {
 			return fmt.Errorf("read lane from %s: %w", from, err)
 		}
 		for _, v := range values {
-			if len(v) == 0 {
+			if len(v.entry) == 0 {
 				if err := ib.gap(s, bl); err != nil {
 					return err
 				}
 				s.admitted.Store(s.fetched)
 				break
 			}
-			if err := ib.admit(s, s.fetched+1, v); err != nil {
+			err := ib.admit(s, s.fetched+1, v.entry)
+			v.done()
+			if err != nil {
 				return err
 			}
 			s.admitted.Store(s.fetched)
@@ -438,7 +443,7 @@ func (ib *inbox) gap(s *source, bl bell) error {
 	for n := first; n <= min(last, first+maxMissing-1); n++ {
 		r.IDs = append(r.IDs, entryID(s.from, n))
 	}
-	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, receipts: []ownedReceipt{{s, r}}, done: func(error) {}})
+	ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*laneEntry{le}, receipts: []ownedReceipt{{s, r}}, done: func(error) {}})
 	return nil
 }
 
@@ -447,12 +452,12 @@ func (ib *inbox) gap(s *source, bl bell) error {
 const maxMissing = 16
 
 // readSlots reads the slots first to last of a lane, side by side.
-func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
-	values := make([][]byte, last-first+1)
+func (ib *inbox) readSlots(from string, first, last uint64) ([]slotValue, error) {
+	values := make([]slotValue, last-first+1)
 	g, ctx := errgroup.WithContext(ib.intake)
 	for i := range values {
 		g.Go(func() (err error) {
-			values[i], err = ib.b.readSlot(ctx, slotKey(from, ib.spec.ID, first+uint64(i)))
+			values[i], err = ib.b.readSlotOnce(ctx, slotKey(from, ib.spec.ID, first+uint64(i)))
 			return err
 		})
 	}
@@ -460,7 +465,7 @@ func (ib *inbox) readSlots(from string, first, last uint64) ([][]byte, error) {
 }
 
 // admit takes one entry into memory and hands its messages to their conversations. It
-// waits while the inbox holds all it may.
+// waits while the inbox holds all it may. It keeps nothing of raw.
 func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	if err := ib.waitForRoom(s, len(raw)); err != nil {
 		return err
@@ -496,9 +501,9 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	}
 	envs := make([]decoded, len(e.Items))
 	var keys []string
-	for i, it := range e.Items {
+	for i := range e.Items {
 		d := &envs[i]
-		if d.env, d.err = envelope.Decode(it.Envelope); d.err == nil {
+		if d.env, d.err = envelope.Decode(e.Items[i].Envelope); d.err == nil && ib.unique != nil {
 			keys = append(keys, d.env.UniqueKey())
 		}
 	}
@@ -512,7 +517,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 	s.entries = append(s.entries, le)
 	s.mu.Unlock()
 	if len(e.Items) == 0 {
-		ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}}, done: func(error) {}})
+		ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*laneEntry{le}, done: func(error) {}})
 		return nil
 	}
 	jobs := make([]*job, 0, len(e.Items))
@@ -542,7 +547,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		}
 		if ib.duplicate(j) {
 			ib.b.emit(j.event(EventDuplicate))
-			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*job{j}, done: func(error) {}})
+			ib.b.writer.submit(&unit{ctx: ib.ctx, owner: ib, taken: []*laneEntry{le}, done: func(error) {}})
 			continue
 		}
 		if at := env.NotBefore(); at.After(ib.b.now()) {
@@ -555,9 +560,7 @@ func (ib *inbox) admit(s *source, seq uint64, raw []byte) error {
 		ib.claimUnique(j)
 		jobs = append(jobs, j)
 	}
-	for _, j := range jobs {
-		ib.enter(j, len(j.env.Canonical()))
-	}
+	ib.enter(jobs...)
 	ib.takenIn(jobs)
 	return nil
 }
@@ -585,13 +588,15 @@ func (ib *inbox) duplicate(j *job) bool {
 	return false
 }
 
-func (ib *inbox) enter(j *job, size int) {
+func (ib *inbox) enter(jobs ...*job) {
 	ib.mu.Lock()
 	defer ib.mu.Unlock()
-	j.size = size
-	j.src.held++
-	j.src.heldBytes += size
-	ib.active[j.env.Key()] = j
+	for _, j := range jobs {
+		j.size = len(j.env.Canonical())
+		j.src.held++
+		j.src.heldBytes += j.size
+		ib.active[j.env.Key()] = j
+	}
 }
 
 // leave forgets a message that reached its end.
@@ -617,14 +622,19 @@ func (ib *inbox) leave(j *job) {
 func (ib *inbox) freeLocked(j *job) {
 	j.src.held--
 	j.src.heldBytes -= j.size
-	close(ib.room)
-	ib.room = make(chan struct{})
+	if ib.room != nil {
+		close(ib.room)
+		ib.room = nil
+	}
 }
 
 func (ib *inbox) waitForRoom(s *source, n int) error {
 	for {
 		ib.mu.Lock()
 		ok := s.held < heldItems && (s.heldBytes+n <= heldBytes || s.held == 0)
+		if !ok && ib.room == nil {
+			ib.room = make(chan struct{})
+		}
 		room := ib.room
 		ib.mu.Unlock()
 		if ok {
@@ -680,7 +690,7 @@ func (ib *inbox) bury(le *laneEntry, s *source, raw, id string, class envelope.C
 	ev := Event{Event: EventDeadLetter, At: now, Gateway: ib.b.cfg.Gateway, MessageID: id, From: "@" + s.from, To: ib.spec.ID,
 		State: envelope.DeadLetter, Class: class, Reason: cause.Error()}
 	ib.b.writer.submit(&unit{
-		ctx: ib.ctx, owner: ib, taken: []*job{{ib: ib, src: s, entry: le}},
+		ctx: ib.ctx, owner: ib, taken: []*laneEntry{le},
 		receipts: []ownedReceipt{{s, receipt{IDs: []string{id}, State: envelope.DeadLetter, At: now, Gateway: ib.b.cfg.Gateway, Class: class, Error: cause.Error()}}},
 		extra:    []Op{{Verb: OpSet, Key: deadKey(ib.spec.ID, id), Value: ib.b.sign(trust.KindRecord, deadKey(ib.spec.ID, id), record)}},
 		done: func(err error) {
@@ -765,7 +775,7 @@ func (ib *inbox) loadPending() error {
 	}
 	for _, j := range jobs {
 		ib.claimUnique(j)
-		ib.enter(j, len(j.env.Canonical()))
+		ib.enter(j)
 		ib.mu.Lock()
 		for _, c := range j.asked {
 			if j.answers[c] == nil {

@@ -166,7 +166,7 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 			return false, fmt.Errorf("read %s: %w", root, err)
 		}
 		for _, p := range pairs {
-			if !strings.Contains(string(p.Value), st.MessageID) {
+			if p.Value = b.packer.unpack(p.Value, nil); !bytes.Contains(p.Value, []byte(st.MessageID)) {
 				continue
 			}
 			agent := p.Key[strings.LastIndexByte(p.Key, '/')+1:] // openclaw/receipts/<gw>/from/<agent>
@@ -192,7 +192,7 @@ func (b *Bus) findReceipt(ctx context.Context, st *Status) (bool, error) {
 				}
 				found = true
 				st.Where, st.State = p.Key, r.State
-				st.Facts.apply(Event{State: r.State, Class: r.Class, Reason: r.Error, PassedOn: r.To})
+				st.Facts.apply(&Event{State: r.State, Class: r.Class, Reason: r.Error, PassedOn: r.To})
 				st.Delivery = &envelope.Delivery{State: r.State, Attempt: r.Attempt, Owner: r.Gateway, Class: r.Class, LastError: r.Error, DeliveredAt: r.DeliveredAt}
 				at := r.At
 				switch r.State {

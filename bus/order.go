@@ -51,6 +51,7 @@ func (ib *inbox) endGathering() {
 	g.mu.Lock()
 	jobs := g.jobs
 	g.jobs, g.open = nil, false
+	ib.b.tracks.beginAll(jobs)
 	for _, j := range inOneOrder(jobs) {
 		ib.admitted(j)
 	}
@@ -73,6 +74,7 @@ func (ib *inbox) takenIn(jobs []*job) {
 			return
 		}
 	}
+	ib.b.tracks.beginAll(jobs)
 	for _, j := range jobs {
 		ib.admitted(j)
 	}

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
@@ -133,11 +135,14 @@ func (b *Bus) sendAll(ctx context.Context, outs []Outgoing, extra func([]*envelo
 func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extra func([]*envelope.Sealed) []Op) ([]*envelope.Sealed, error) {
 	all := make([]*envelope.Sealed, len(outs))
 	u := &unit{ctx: ctx, owner: owner}
-	for i, o := range outs {
-		if err := o.Budget.Exhausted(b.now()); err != nil {
-			return nil, err
+	for i := range outs {
+		o := &outs[i]
+		if o.Budget != nil {
+			if err := o.Budget.Exhausted(b.now()); err != nil {
+				return nil, err
+			}
 		}
-		s, err := b.seal(o)
+		s, err := b.seal(*o)
 		if errors.Is(err, ErrNoEncryptionKey) {
 			// Nobody can read what is for nobody.
 			if terr := b.checkTarget(ctx, o.To); terr != nil {
@@ -148,7 +153,7 @@ func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extr
 			return nil, err
 		}
 		all[i] = s
-		u.send(outgoing{o: o, s: s})
+		u.send(&outgoing{o: *o, s: s})
 	}
 	if b.stopping.Load() && owner == nil {
 		return nil, ErrStopped
@@ -156,31 +161,37 @@ func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extr
 	if err := b.trusted(); err != nil {
 		return nil, err
 	}
-	for _, o := range outs {
-		if err := b.checkTarget(ctx, o.To); err != nil {
+	for i := range outs {
+		to := outs[i].To
+		if err := b.checkTarget(ctx, to); err != nil {
 			return nil, err
 		}
-		if err := b.roomFor(o.To.Agent); err != nil {
+		if err := b.roomFor(to.Agent); err != nil {
 			return nil, err
 		}
 	}
 	if b.writer.full() {
 		return nil, fmt.Errorf("%w: %d MiB wait to be written already", ErrUnavailable, queueBytes>>20)
 	}
+	var ref trackRef
 	for _, s := range all {
 		if err := b.putPayload(ctx, s); err != nil {
 			return nil, err
 		}
-		b.tracks.begin(s)
+		ref = b.tracks.begin(s)
 	}
 	if extra != nil {
 		u.extra = extra(all)
 	}
-	done := make(chan error, 1)
+	done := b.outcomes.Get().(chan error)
 	u.done = func(err error) {
 		if err == nil {
-			for _, s := range all {
-				b.sent(s, u.at)
+			if len(all) == 1 {
+				b.sentAt(ref, all[0], u.at)
+			} else {
+				for _, s := range all {
+					b.sent(s, u.at)
+				}
 			}
 		}
 		done <- err
@@ -188,9 +199,10 @@ func (b *Bus) sendOwned(ctx context.Context, owner *inbox, outs []Outgoing, extr
 	b.writer.submit(u)
 	select {
 	case err := <-done:
+		b.outcomes.Put(done)
 		return all, err
 	case <-ctx.Done():
-		return all, b.outcomeUnknown(ctx.Err())
+		return all, b.outcomeUnknown(ctx.Err()) // somebody may write to done later
 	}
 }
 
@@ -207,11 +219,13 @@ func (b *Bus) roomFor(agent string) error {
 
 // sent makes acceptance known. It may run after others took the message: at, the time of its
 // entry, is what puts the events in order.
-func (b *Bus) sent(s *envelope.Sealed, at envelope.Time) {
-	b.tracks.begin(s)
-	ev := b.eventOf(EventQueued, &s.Envelope)
-	ev.State, ev.At, ev.Millis = envelope.Queued, at, float64(at.Sub(s.CreatedAt.Time).Milliseconds())
-	b.emit(ev)
+func (b *Bus) sent(s *envelope.Sealed, at envelope.Time) { b.sentAt(b.tracks.begin(s), s, at) }
+
+// sentAt is sent for who knows where the timeline is.
+func (b *Bus) sentAt(ref trackRef, s *envelope.Sealed, at envelope.Time) {
+	ev := b.eventAt(EventQueued, &s.Envelope, at.Time)
+	ev.State, ev.Millis = envelope.Queued, float64(at.Sub(s.CreatedAt.Time).Milliseconds())
+	b.emitAt(ref, &ev)
 }
 
 // AskAPI sends a question for a client of this gateway; its answer comes to the gateway's own
@@ -363,28 +377,26 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 		first = h.Page // all of it was read while it was the newest
 	}
 	for n := first; n < h.Page; n += fetchSlots {
-		var ops []Op
-		for i := n; i < min(n+fetchSlots, h.Page); i++ {
-			ops = append(ops, Op{Verb: OpGet, Key: ledgerKey(o.b.cfg.Gateway, agent, i)})
-		}
-		pairs, err := o.b.store.Txn(ctx, ops)
+		values, err := o.b.readPages(ctx, agent, n, min(n+fetchSlots, h.Page))
 		if err != nil {
 			return fmt.Errorf("read ledger of %s: %w", agent, err)
 		}
-		for i, p := range pairs {
-			var old receiptHead
-			if p.Key == "" {
+		for i, value := range values {
+			page := n + uint64(i)
+			key := ledgerKey(o.b.cfg.Gateway, agent, page)
+			if len(value) == 0 {
 				continue
 			}
-			body, err := o.b.read(trust.KindReceipts, p.Key, p.Value, "", agent)
+			var old receiptHead
+			body, err := o.b.read(trust.KindReceipts, key, value, "", agent)
 			if err != nil {
-				o.b.refuse(p.Key, p.Value, err, "", agent)
+				o.b.refuse(key, value, err, "", agent)
 			}
 			if err != nil || json.Unmarshal(body, &old) != nil {
 				continue
 			}
 			skip := 0
-			if n+uint64(i) == from.page {
+			if page == from.page {
 				skip = min(from.n, len(old.Receipts))
 			}
 			o.tell(agent, old.Receipts[skip:])
@@ -400,11 +412,27 @@ func (o *outbox) receipts(ctx context.Context, agent string, h receiptHead) erro
 	return nil
 }
 
+// readPages reads pages of a ledger of what this gateway sent, side by side.
+func (b *Bus) readPages(ctx context.Context, agent string, first, end uint64) ([][]byte, error) {
+	values := make([][]byte, end-first)
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range values {
+		g.Go(func() (err error) {
+			values[i], err = b.store.Read(ctx, ledgerKey(b.cfg.Gateway, agent, first+uint64(i)))
+			return err
+		})
+	}
+	return values, g.Wait()
+}
+
 // named puts the messages of an entry that was lost in the place of its number, if this process sent them.
 func (o *outbox) named(agent string, ids []string) []string {
 	lost := func(id string) []string {
-		num, ok := strings.CutPrefix(id, o.b.cfg.Gateway+"-")
-		if seq, isNum := parsePadded(num); ok && isNum {
+		num, ok := strings.CutPrefix(id, o.b.cfg.Gateway)
+		if num, ok = strings.CutPrefix(num, "-"); !ok || len(num) == len(id) {
+			return nil
+		}
+		if seq, isNum := parsePadded(num); isNum {
 			return o.shared(agent).in(seq)
 		}
 		return nil
@@ -424,23 +452,25 @@ func (o *outbox) named(agent string, ids []string) []string {
 }
 
 func (o *outbox) tell(agent string, receipts []json.RawMessage) {
+	now := o.b.now()
 	for _, raw := range receipts {
-		var r receipt
-		if err := json.Unmarshal(raw, &r); err != nil {
+		r, err := decodeReceipt(raw)
+		if err != nil {
 			o.b.log.Warn("receipt is not readable", "agent", agent, "error", err)
 			continue
 		}
 		for _, id := range o.named(agent, r.IDs) {
-			ev := Event{Event: EventReceipt, At: envelope.At(o.b.now()), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
-			if e := o.b.tracks.envelope(id); e != nil {
-				ev = o.b.eventOf(EventReceipt, &e.Envelope)
+			ev := Event{Event: EventReceipt, At: envelope.At(now), Gateway: o.b.cfg.Gateway, MessageID: id, To: agent}
+			e, ref := o.b.tracks.find(id)
+			if e != nil {
+				ev = o.b.eventAt(EventReceipt, &e.Envelope, now)
 				if err := o.b.mayTellOf(&e.Envelope, agent); err != nil {
 					o.b.refuse(receiptsKey(o.b.cfg.Gateway, agent)+" of "+id, raw, err, "", agent)
 					continue
 				}
 			}
 			ev.State, ev.Attempt, ev.Class, ev.Reason, ev.By, ev.PassedOn = r.State, r.Attempt, r.Class, r.Error, r.Gateway, r.To
-			o.b.emit(ev)
+			o.b.emitAt(ref, &ev)
 		}
 	}
 }

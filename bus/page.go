@@ -17,6 +17,8 @@ const (
 	// moves them to the ledger: a bigger page costs every quick ack more bytes, a smaller
 	// one more keys.
 	headReceipts = 8
+	// ledgerReceipts is how many that come at once go to the ledger at once, where they are written and read once, packed.
+	ledgerReceipts = 64
 	// dedupeReceipts is the stated bound of the dedupe memory, in messages per lane.
 	dedupeReceipts = 16384
 )

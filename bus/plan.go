@@ -83,11 +83,9 @@ func (w *writer) build(ctx context.Context, batch []*unit, a *ahead) (*plan, err
 				p.owners[u.owner] = p.add(Op{Verb: OpCheckSession, Key: agentLockKey(u.owner.spec.ID), Session: p.session})
 			}
 		}
-		for _, j := range u.taken {
-			if j.entry != nil {
-				p.resolved[j.entry]++
-				touch(j.src)
-			}
+		for _, e := range u.taken {
+			p.resolved[e]++
+			touch(e.src)
 		}
 		if u.again != nil {
 			touch(u.again)
@@ -186,9 +184,13 @@ func (p *plan) appendLane(w *writer, l *lane, items []laneItem, now envelope.Tim
 		head = done.head
 	} else {
 		head = b.signHead(l.to, lw.seq, lw.count, now, items)
-		e = encodeSigned(lw.seq, lw.count, now, head, bytesOf(items))
+		if size := sizeOf(items); size > bigEntry {
+			lw.big = w.packItems(lw.seq, lw.count, now, head, items)
+		} else {
+			e = encodeSigned(nil, lw.seq, lw.count, now, head, items)
+		}
 	}
-	if !lw.put && l.cursor.Load() >= l.seq && len(e) <= bellInline {
+	if e != nil && l.cursor.Load() >= l.seq && len(e) <= bellInline {
 		lw.inline = e
 		value = encodeBell(lw.seq, lw.count, e, nil)
 	} else {
@@ -196,11 +198,7 @@ func (p *plan) appendLane(w *writer, l *lane, items []laneItem, now envelope.Tim
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, l.seq), Value: l.inline})
 			lw.slots = append(lw.slots, l.seq)
 		}
-		switch {
-		case lw.put:
-		case len(e) > bigEntry:
-			lw.big = w.pack(e)
-		default:
+		if e != nil {
 			p.add(Op{Verb: OpSet, Key: slotKey(gw, l.to, lw.seq), Value: e})
 		}
 		lw.slots = append(lw.slots, lw.seq)
@@ -227,28 +225,41 @@ func (p *plan) appendPage(b *Bus, s *source, receipts []receipt, again bool) {
 	if len(receipts) == 0 && done == 0 && (!again || s.page.value == nil) {
 		return // part of an entry went to records of its own; the cursor waits for the rest
 	}
-	if len(receipts) > 0 && next.messages >= headReceipts {
-		key := ledgerKey(s.from, s.agent, next.number)
-		p.add(Op{Verb: OpSet, Key: key, Value: b.sign(trust.KindReceipts, key, next.body)})
-		next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
-		next.number++
-		next.last, next.receipts, next.messages = len(next.receipts), nil, 0
-		for total := next.ledgerMessages(); len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; {
-			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
-			total -= next.ledger[0].messages
-			next.ledger = next.ledger[1:]
-		}
+	messages := 0
+	for _, r := range receipts {
+		messages += len(r.IDs)
+	}
+	big := messages >= ledgerReceipts
+	if len(receipts) > 0 && (next.messages >= headReceipts || big && next.messages > 0) {
+		p.toLedger(b, s, &next)
 	}
 	next.receipts = next.receipts[:len(next.receipts):len(next.receipts)]
 	for _, r := range receipts {
 		next.receipts = append(next.receipts, mustEncode(r))
-		next.messages += len(r.IDs)
+	}
+	next.messages += messages
+	if big {
+		next.body = encodeHead(next.cursor, next.count, next.number, next.last, next.receipts)
+		p.toLedger(b, s, &next)
 	}
 	next.body = encodeHead(next.cursor, next.count, next.number, next.last, next.receipts)
 	next.value = b.sign(trust.KindReceipts, receiptsKey(s.from, s.agent), next.body)
 	op := p.add(Op{Verb: OpCAS, Key: receiptsKey(s.from, s.agent), Value: next.value, Index: s.page.index})
 	p.witnessed(op)
 	p.pages = append(p.pages, pageWrite{src: s, op: op, next: next, cursor: done})
+}
+
+// toLedger gives the receipts beside the cursor a page of their own.
+func (p *plan) toLedger(b *Bus, s *source, next *page) {
+	key := ledgerKey(s.from, s.agent, next.number)
+	value := b.sign(trust.KindReceipts, key, next.body)
+	if len(value) > packRecord {
+		value = b.packer.pack(value, 1)
+	}
+	p.add(Op{Verb: OpSet, Key: key, Value: value})
+	next.ledger = append(append([]ledgerPage(nil), next.ledger...), ledgerPage{next.number, next.messages})
+	next.number++
+	next.last, next.receipts, next.messages = len(next.receipts), nil, 0
 }
 
 // joinReceipt adds a receipt to a list, to the last one's messages if it says the same. The list has messages
@@ -263,7 +274,8 @@ func joinReceipt(list []receipt, r receipt) []receipt {
 }
 
 // cleanup deletes taken slots with the operations that are left over: of the lanes that
-// are written anyway, and of those that a unit asks to sweep.
+// are written anyway, and of those that a unit asks to sweep. Then pages of ledgers that are beyond the dedupe memory; those that there
+// is no room for go with the next receipts.
 func (w *writer) cleanup(p *plan) {
 	free := w.b.store.Limits().Ops - len(p.ops)
 	sweep := func(l *lane) {
@@ -297,6 +309,14 @@ func (w *writer) cleanup(p *plan) {
 				p.add(Op{Verb: OpDelete, Key: slotKey(w.b.cfg.Gateway, l.to, n)})
 				free--
 			}
+		}
+	}
+	for i := range p.pages {
+		s, next := p.pages[i].src, &p.pages[i].next
+		for total := next.ledgerMessages(); free > 0 && len(next.ledger) > 1 && total-next.ledger[0].messages >= dedupeReceipts; free-- {
+			p.add(Op{Verb: OpDelete, Key: ledgerKey(s.from, s.agent, next.ledger[0].number)})
+			total -= next.ledger[0].messages
+			next.ledger = next.ledger[1:]
 		}
 	}
 }

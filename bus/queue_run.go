@@ -309,10 +309,10 @@ func (ib *inbox) stopRun(m *Incoming) error {
 	}
 	if j := ib.find(o.ID, m.j); j != nil {
 		j.mu.Lock()
-		end := j.stop
+		attempt := j.lease
 		j.mu.Unlock()
-		if end != nil {
-			end(errCancelled)
+		if attempt != nil {
+			attempt.end(errCancelled)
 		}
 	}
 	return nil

@@ -76,7 +76,8 @@ func (s *session) trusted() bool {
 }
 
 func (s *session) trustedLocked() bool {
-	return s.current != "" && time.Now().Before(s.until) && !s.stalledLocked()
+	now := time.Now()
+	return s.current != "" && now.Before(s.until) && !s.stalledLocked(now)
 }
 
 const (
@@ -87,8 +88,8 @@ const (
 	stalled = EffectWindow
 )
 
-func (s *session) stalledLocked() bool {
-	return !s.pulse.IsZero() && max(time.Since(s.pulse), s.b.now().Round(0).Sub(s.wall)) > stalled
+func (s *session) stalledLocked(now time.Time) bool {
+	return !s.pulse.IsZero() && max(now.Sub(s.pulse), s.b.now().Round(0).Sub(s.wall)) > stalled
 }
 
 // watchPulse notices when this process did not run for a while (it was stopped, or the machine slept): others may have taken
@@ -99,7 +100,7 @@ func (s *session) watchPulse(ctx context.Context) {
 	defer t.Stop()
 	for {
 		s.mu.Lock()
-		late := s.stalledLocked()
+		late := s.stalledLocked(time.Now())
 		if late {
 			s.until = time.Time{}
 		}

@@ -37,10 +37,15 @@ func (b *Bus) signHead(to string, seq, count uint64, at envelope.Time, items []l
 	return h
 }
 
-// itemLeaf is the leaf of an item as encodeItem lays it out.
-func itemLeaf(canonical, item []byte) trust.Hash {
-	const head = len(`{"envelope":`)
-	return trust.Leaf(canonical, trust.MetaHash(item[head+len(canonical):len(item)-1]))
+// noMetaHash is that of most items: nothing was added to them.
+var noMetaHash = trust.MetaHash(nil)
+
+// metaHash is trust.MetaHash of what stands behind an envelope, without the item's last bracket.
+func metaHash(tail []byte) trust.Hash {
+	if len(tail) == 0 {
+		return noMetaHash
+	}
+	return trust.MetaHash(tail)
 }
 
 // saidEntry is an entry as its gateway said it: what a proof for one of its items is cut from.
@@ -61,12 +66,13 @@ func said(lane string, e *entry) *saidEntry {
 	if !ok || !st.At.Equal(e.At.Time) {
 		return nil
 	}
-	s := &saidEntry{signedHead: signedHead{stamp: *st}}
+	n := len(e.Items)
+	s := &saidEntry{signedHead: signedHead{stamp: *st}, leaves: make([]trust.Hash, 0, n), metas: make([]trust.Hash, 0, n)}
 	for i := range e.Items {
 		if e.Items[i].loose {
 			return nil
 		}
-		meta := trust.MetaHash(e.Items[i].tail)
+		meta := metaHash(e.Items[i].tail)
 		s.metas = append(s.metas, meta)
 		s.leaves = append(s.leaves, trust.Leaf(e.Items[i].Envelope, meta))
 	}
@@ -182,6 +188,7 @@ func (b *Bus) read(kind trust.Kind, key string, raw []byte, by, agent string) ([
 
 // open is read with the stamp; nil when there is none.
 func (b *Bus) open(kind trust.Kind, key string, raw []byte, by, agent string) ([]byte, *trust.Stamp, error) {
+	raw = b.packer.unpack(raw, nil)
 	if b.cfg.Trust == nil {
 		object, st := trust.SplitRecord(raw)
 		return object, st, nil

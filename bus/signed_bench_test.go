@@ -31,11 +31,11 @@ func BenchmarkVerifyLanes(b *testing.B) {
 				b.Fatal(err)
 			}
 			u := &unit{}
-			u.send(outgoing{s: env})
+			u.send(&outgoing{s: env})
 			items = append(items, u.sends...)
 		}
 		at := envelope.At(fuzzTime)
-		return s.packer.pack(encodeSigned(1, messages, at, s.signHead(agent, 1, messages, at, items), bytesOf(items)))
+		return s.packer.pack(encodeSigned(nil, 1, messages, at, s.signHead(agent, 1, messages, at, items), items), 1)
 	}
 	for _, lanes := range []int{1, 2, 4} {
 		b.Run(fmt.Sprint(lanes), func(b *testing.B) {
@@ -47,7 +47,7 @@ func BenchmarkVerifyLanes(b *testing.B) {
 				go func() {
 					defer wg.Done()
 					for range b.N {
-						e, err := decodeEntry(s.packer.unpack(raw))
+						e, err := decodeEntry(s.packer.unpack(raw, nil))
 						if err == nil {
 							_, err = s.checkEntry("jerry", agent, &e, nil)
 						}

@@ -43,12 +43,12 @@ func signedLane(t testing.TB, b *Bus) (items []laneItem, entry, inline, named []
 			t.Fatal(err)
 		}
 		u := &unit{}
-		u.send(outgoing{o: Outgoing{AttemptID: fmt.Sprint("attempt ", i)}, s: env})
+		u.send(&outgoing{o: Outgoing{AttemptID: fmt.Sprint("attempt ", i)}, s: env})
 		items = append(items, u.sends...)
 	}
 	at := envelope.At(fuzzTime)
 	h := b.signHead("bob", 7, 21, at, items)
-	entry = encodeSigned(7, 21, at, h, bytesOf(items))
+	entry = encodeSigned(nil, 7, 21, at, h, items)
 	return items, entry, encodeBell(7, 21, entry, nil), encodeBell(7, 21, nil, h)
 }
 
@@ -102,7 +102,7 @@ func TestSignedEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := envelope.At(time.Now())
-	other, err := decodeEntry(encodeSigned(7, 20, at, b.signHead("bob", 7, 20, at, items[:2]), bytesOf(items[:2])))
+	other, err := decodeEntry(encodeSigned(nil, 7, 20, at, b.signHead("bob", 7, 20, at, items[:2]), items[:2]))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,11 +68,27 @@ type tracks struct {
 
 type trackEntry struct {
 	id string
+	// gen is how many messages had this memory before.
+	gen uint64
 	Track
 	// changed is closed and replaced at every change; it carries wake-ups, not facts.
 	changed chan struct{}
 	// waiters keep it from being forgotten.
 	waiters int
+}
+
+// trackRef finds a timeline without looking for its id, as long as it is remembered. The zero value finds none.
+type trackRef struct {
+	e   *trackEntry
+	gen uint64
+}
+
+// atLocked is the timeline at ref, or that of the id.
+func (t *tracks) atLocked(ref trackRef, id string) *trackEntry {
+	if ref.e != nil && ref.e.gen == ref.gen {
+		return ref.e
+	}
+	return t.entryLocked(id)
 }
 
 func newTracks() *tracks { return &tracks{byID: make(map[string]*trackEntry)} }
@@ -87,12 +103,17 @@ func (t *tracks) entryLocked(id string) *trackEntry {
 			}
 			t.next = (t.next + 1) % maxTracks
 		}
-		if old := t.ring[t.next]; old != nil {
-			old.wakeLocked()
-			delete(t.byID, old.id)
+		// Who is forgotten makes room, in memory too: no pointer to an entry leaves the lock.
+		e = t.ring[t.next]
+		if e == nil {
+			e = &trackEntry{Track: Track{Events: make([]Event, 0, usualEvents)}}
+			t.ring[t.next] = e
+		} else {
+			e.wakeLocked()
+			delete(t.byID, e.id)
 		}
-		e = &trackEntry{id: id}
-		t.ring[t.next] = e
+		clear(e.Events)
+		*e = trackEntry{id: id, gen: e.gen + 1, Track: Track{Events: e.Events[:0]}}
 		t.next = (t.next + 1) % maxTracks
 		t.byID[id] = e
 	}
@@ -107,31 +128,42 @@ func (e *trackEntry) wakeLocked() {
 }
 
 // begin remembers the envelope of a message that this gateway handles or sends.
-func (t *tracks) begin(s *envelope.Sealed) {
+func (t *tracks) begin(s *envelope.Sealed) trackRef {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.beginLocked(s)
+}
+
+// beginAll is begin for many.
+func (t *tracks) beginAll(jobs []*job) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, j := range jobs {
+		j.track = t.beginLocked(j.env)
+	}
+}
+
+func (t *tracks) beginLocked(s *envelope.Sealed) trackRef {
 	e := t.entryLocked(s.MessageID)
 	if e.Envelope == nil {
 		e.Envelope = s
 	}
+	return trackRef{e, e.gen}
 }
 
-// note adds an event to a message's timeline.
-func (t *tracks) note(ev Event) {
+// note adds an event to a message's timeline, which is at ref if it is remembered.
+func (t *tracks) note(ref trackRef, ev *Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := t.entryLocked(ev.MessageID)
+	e := t.atLocked(ref, ev.MessageID)
 	if len(e.Events) >= maxTrackEvents {
 		e.Events = append(e.Events[:1], e.Events[2:]...)
 	}
-	if e.Events == nil {
-		e.Events = make([]Event, 0, usualEvents)
-	}
-	if ev.Event == EventQueued && !slices.ContainsFunc(e.Events, func(x Event) bool { return x.Event == EventQueued }) {
+	if ev.Event == EventQueued && len(e.Events) > 0 && !slices.ContainsFunc(e.Events, func(x Event) bool { return x.Event == EventQueued }) {
 		// Where sender and owner are one gateway, the owner can be told of the write before the sender is.
-		e.Events = slices.Insert(e.Events, 0, ev)
+		e.Events = slices.Insert(e.Events, 0, *ev)
 	} else {
-		e.Events = append(e.Events, ev)
+		e.Events = append(e.Events, *ev)
 	}
 	switch ev.Event {
 	case EventQueued:
@@ -144,7 +176,7 @@ func (t *tracks) note(ev Event) {
 	e.wakeLocked()
 }
 
-func (f *Facts) apply(ev Event) {
+func (f *Facts) apply(ev *Event) {
 	f.Accepted = true
 	switch ev.State {
 	case envelope.Queued: // again, out of the dead letters
@@ -171,12 +203,18 @@ func (t *tracks) replied(id string, reply *envelope.Sealed) {
 
 // envelope returns the message itself, or nil.
 func (t *tracks) envelope(id string) *envelope.Sealed {
+	s, _ := t.find(id)
+	return s
+}
+
+// find is envelope, with where its timeline is.
+func (t *tracks) find(id string) (*envelope.Sealed, trackRef) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.byID[id]; e != nil {
-		return e.Envelope
+		return e.Envelope, trackRef{e, e.gen}
 	}
-	return nil
+	return nil, trackRef{}
 }
 
 // hold adds to the number of those who wait for a message.

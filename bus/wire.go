@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
@@ -75,6 +78,24 @@ type receipt struct {
 	DeliveredAt *envelope.Time `json:"delivered_at,omitempty"`
 }
 
+// decodeReceipt reads a receipt, which is JSON. The ids of many are cut out at once.
+func decodeReceipt(raw []byte) (r receipt, err error) {
+	const head = `{"ids":["`
+	end := bytes.Index(raw, []byte(`"],`))
+	if !bytes.HasPrefix(raw, []byte(head)) || end < len(head) || bytes.IndexByte(raw[:end], '\\') >= 0 || !utf8.Valid(raw[:end]) {
+		err = json.Unmarshal(raw, &r)
+		return r, err
+	}
+	ids := strings.Split(string(raw[len(head):end]), `","`)
+	if bytes.Count(raw[len(head):end], []byte{'"'}) != 2*(len(ids)-1) {
+		err = json.Unmarshal(raw, &r) // there is something else between them
+		return r, err
+	}
+	err = json.Unmarshal(append([]byte{'{'}, raw[end+len(`"],`):]...), &r)
+	r.IDs = ids
+	return r, err
+}
+
 // receiptHead is the value of a lane's receipts key.
 type receiptHead struct {
 	// Cursor: every entry up to this one was taken; Count: the envelopes in them.
@@ -104,9 +125,9 @@ func decodeEntry(raw []byte) (entry, error) {
 	return e, err
 }
 
-// cutEntry reads an entry as encodeEntry writes it, or reports that it is not one.
+// cutEntry reads an entry as encodeSigned writes it, or reports that it is not one.
 func cutEntry(raw []byte) (e entry, ok bool) {
-	const mark, head = `,"items":[`, `{"envelope":`
+	const mark, head = `,"items":[`, itemHead
 	i := bytes.Index(raw, []byte(mark))
 	if i < 0 || raw[len(raw)-1] != '}' || json.Unmarshal(append(raw[:i:i], '}'), &e) != nil {
 		return e, false
@@ -125,6 +146,9 @@ func cutEntry(raw []byte) (e entry, ok bool) {
 		it := item{Envelope: env[:m:m], tail: env[m : len(env)-1]}
 		if tail := env[m:]; len(tail) > 1 && (tail[0] != ',' || json.Unmarshal(append([]byte{'{'}, tail[1:]...), &it) != nil) {
 			return e, false
+		}
+		if e.Items == nil {
+			e.Items = make([]item, 0, len(rest)/n+1) // most are as long as the first
 		}
 		e.Items = append(e.Items, it)
 		if rest = rest[n:]; len(rest) > 1 && rest[0] == ',' && rest[1] == '{' {
@@ -228,16 +252,16 @@ func mustEncode(v any) []byte {
 	return b
 }
 
-// encodeItem is an item with the canonical bytes as they are.
-func encodeItem(s *envelope.Sealed, meta itemMeta) []byte {
-	b := make([]byte, 0, len(s.Canonical())+32)
-	b = append(b, `{"envelope":`...)
-	b = append(b, s.Canonical()...)
+// An item is itemHead, the canonical bytes as they are, and encodeTail of what the path added.
+const itemHead = `{"envelope":`
+
+var noMeta = []byte("}")
+
+func encodeTail(meta itemMeta) []byte {
 	if len(meta.Hops) > 0 || meta.AttemptID != "" || meta.For != "" || meta.Spent != nil || len(meta.Keys) > 0 || len(meta.Proof) > 0 {
-		b = append(b, ',')
-		return append(b, mustEncode(meta)[1:]...)
+		return append([]byte{','}, mustEncode(meta)[1:]...)
 	}
-	return append(b, '}')
+	return noMeta
 }
 
 // joins reports whether two receipts differ in the message and its moments only.
@@ -246,19 +270,10 @@ func (r receipt) joins(o receipt) bool {
 		(r.DeliveredAt == nil) == (o.DeliveredAt == nil)
 }
 
-// encodeEntry joins items that are encoded already: they are big and many, and
-// encoding them again would be most of the sender's work.
-func encodeEntry(seq, count uint64, at envelope.Time, items [][]byte) []byte {
-	return encodeSigned(seq, count, at, nil, items)
-}
-
-// encodeSigned is encodeEntry with the signature, if there is one.
-func encodeSigned(seq, count uint64, at envelope.Time, h *signedHead, items [][]byte) []byte {
-	n := 96 + 320
-	for _, it := range items {
-		n += len(it) + 1
-	}
-	b := make([]byte, 0, n)
+// encodeSigned appends an entry to b, with its signature if there is one. The envelopes in it are encoded already: they are big
+// and many, and encoding them again would be most of the sender's work.
+func encodeSigned(b []byte, seq, count uint64, at envelope.Time, h *signedHead, items []laneItem) []byte {
+	b = slices.Grow(b, 96+320+sizeOf(items)+len(items))
 	b = append(b, `{"seq":`...)
 	b = strconv.AppendUint(b, seq, 10)
 	b = append(b, `,"count":`...)
@@ -270,7 +285,15 @@ func encodeSigned(seq, count uint64, at envelope.Time, h *signedHead, items [][]
 		b = trust.AppendStamp(b, &h.stamp)
 	}
 	b = append(b, `,"items":[`...)
-	return append(appendJoined(b, items), `]}`...)
+	for i := range items {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, itemHead...)
+		b = append(b, items[i].s.Canonical()...)
+		b = append(b, items[i].tail...)
+	}
+	return append(b, `]}`...)
 }
 
 // encodeBell is the bell of an entry: with the entry in it, or with the head of one that is in its slot.

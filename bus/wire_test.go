@@ -28,15 +28,15 @@ func sealedSamples(tb testing.TB) []*envelope.Sealed {
 }
 
 func sampleEntry(tb testing.TB) []byte {
-	var items [][]byte
+	var items []laneItem
 	for i, s := range sealedSamples(tb) {
 		var hops []envelope.Hop
 		if i%2 == 1 {
 			hops = []envelope.Hop{{Gateway: "billy", At: s.CreatedAt}}
 		}
-		items = append(items, encodeItem(s, itemMeta{Hops: hops}))
+		items = append(items, newLaneItem("bob", s, itemMeta{Hops: hops}))
 	}
-	return encodeEntry(7, 42, envelope.At(mustTime("2026-11-22T10:00:00Z")), items)
+	return encodeSigned(nil, 7, 42, envelope.At(mustTime("2026-11-22T10:00:00Z")), nil, items)
 }
 
 // checkEntry holds the fast reader to encoding/json: what both read is the same, and the fast one
@@ -131,6 +131,33 @@ func FuzzRecords(f *testing.F) {
 			t.Errorf("%s\ncould be redriven: %+v", b, d)
 		}
 	})
+}
+
+// What is cut out of a receipt is what encoding/json reads in it.
+func TestReceiptsAreReadAlike(t *testing.T) {
+	at := envelope.At(mustTime("2026-11-22T10:00:00Z"))
+	var all [][]byte
+	for _, ids := range [][]string{{"a"}, {"a", "b", "c"}, {`a","b`, `\`}, {"é", "]", "],"}, {""}, {"", ""}, {}, nil} {
+		all = append(all, mustEncode(receipt{IDs: ids, State: envelope.Acked, At: at, Gateway: "bobby", Attempt: 1, DeliveredAt: &at}))
+	}
+	for _, raw := range []string{`{"ids":["a", "b"],"state":"acked"}`, `{"ids":["a" ,"b"],"state":"acked"}`, `{"state":"acked","ids":["a","b"]}`, `{"ids":["a","b"]}`, `{"ids":["\u0061","b"],"state":"acked"}`} {
+		all = append(all, []byte(raw))
+	}
+	for _, raw := range all {
+		var want receipt
+		if err := json.Unmarshal(raw, &want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeReceipt(raw)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n%+v (%v)\n%+v", raw, got, err, want)
+		}
+	}
+	for _, raw := range []string{`{"ids":["a"],"state":1}`, `{"ids":["a"],`} {
+		if _, err := decodeReceipt([]byte(raw)); err == nil {
+			t.Errorf("%s was read", raw)
+		}
+	}
 }
 
 func TestMovesOfTheDedupeMemory(t *testing.T) {

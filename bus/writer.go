@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,7 @@ type unit struct {
 
 	// What follows is an owner's, and is refused once it is deposed.
 	owner    *inbox
-	taken    []*job // resolved by this unit: their place in the lane is behind the cursor
+	taken    []*laneEntry // one for each message that is resolved by this unit: its place in the lane is behind the cursor
 	receipts []ownedReceipt
 	pending  []pendingOp
 	extra    []Op
@@ -41,6 +42,8 @@ type unit struct {
 	// again is a lane whose cursor is to be written once more, as it is.
 	again *source
 
+	// urgent: it does more than tell of what is done, so it waits for no company. Set by submit.
+	urgent bool
 	// at is when the last try was laid out: the entry's time, so never later than the moment at
 	// which somebody could see what it sends.
 	at envelope.Time
@@ -50,7 +53,7 @@ type unit struct {
 }
 
 // send adds a message to the unit. One that is passed on goes into another lane than its own target's.
-func (u *unit) send(x outgoing) {
+func (u *unit) send(x *outgoing) {
 	meta := itemMeta{Hops: x.hops, AttemptID: x.o.AttemptID}
 	to := x.s.TargetAgent
 	if x.forward != nil {
@@ -60,18 +63,35 @@ func (u *unit) send(x outgoing) {
 	if x.proof != nil {
 		meta.Proof = x.proof
 	}
-	it := laneItem{to: to, s: x.s, item: encodeItem(x.s, meta)}
-	// Here and not in the writer: hashing is most of what a signature costs, and there is one writer.
-	it.leaf = itemLeaf(x.s.Canonical(), it.item)
-	u.sends = append(u.sends, it)
+	u.sends = append(u.sends, newLaneItem(to, x.s, meta))
 }
 
 // laneItem is one message on its way into a lane.
 type laneItem struct {
-	to   string
-	s    *envelope.Sealed
-	item []byte
+	to string
+	s  *envelope.Sealed
+	// tail is what stands in the item behind the envelope.
+	tail []byte
 	leaf trust.Hash
+}
+
+// newLaneItem hashes the item, too. Here and not in the writer: that is most of what a signature costs, and there is one writer.
+func newLaneItem(to string, s *envelope.Sealed, meta itemMeta) laneItem {
+	it := laneItem{to: to, s: s, tail: encodeTail(meta)}
+	it.leaf = trust.Leaf(s.Canonical(), metaHash(it.tail[:len(it.tail)-1]))
+	return it
+}
+
+// size is what it takes in an entry.
+func (it *laneItem) size() int { return len(itemHead) + len(it.s.Canonical()) + len(it.tail) }
+
+// sizeOf is what they take in an entry.
+func sizeOf(items []laneItem) int {
+	n := 0
+	for i := range items {
+		n += items[i].size()
+	}
+	return n
 }
 
 func (u *unit) finish(err error) {
@@ -96,11 +116,16 @@ type pendingOp struct {
 
 // Limits of one batch; all far below the store's.
 const (
-	batchUnits = 512
+	batchSends = 512
+	batchUnits = 2048
 	// entryBytes is what an entry may have, packed; entryMost what it may have before that.
 	entryBytes   = 480 << 10
 	entryMost    = 900 << 10
 	receiptBytes = 64 // what one receipt of many is taken to cost
+	// bulkUnits is how many receipts make a batch after which there is a rest, of longestRest at the most.
+	bulkUnits   = 64
+	longestRest = 40 * time.Millisecond
+	pageOps     = 3 // the cursor, the page that makes room for new receipts, and theirs
 	// bigEntry is from where on an entry is put into its slot by a request of its own, as it
 	// is, before the transaction that names it: in base64 inside the transaction's
 	// JSON it would cost every server more than the second request does.
@@ -114,8 +139,10 @@ type writer struct {
 	b     *Bus
 	lanes map[string]*lane
 	limit *rate.Limiter
-	// packed is what the last entry kept of its size when it was packed. Only the writer's goroutine uses it.
+	// packed is what the last entry kept of its size when it was packed, and room where an entry is laid out before. Only the writer's
+	// goroutine uses them.
 	packed float64
+	room   []byte
 	// used is the newest number of a lane that has to be read again.
 	used map[string]uint64
 
@@ -126,6 +153,7 @@ type writer struct {
 	mu      sync.Mutex
 	queue   []*unit
 	bytes   int // of queued sends
+	urgent  int // queued units that are
 	stopped bool
 	// wake carries wake-ups (capacity 1), not units.
 	wake chan struct{}
@@ -150,6 +178,9 @@ func (w *writer) submit(u *unit) {
 	}
 	w.queue = append(w.queue, u)
 	w.bytes += u.size()
+	if u.urgent = len(u.sends)+len(u.pending)+len(u.extra) > 0 || len(u.receipts) == 0; u.urgent {
+		w.urgent++
+	}
 	w.mu.Unlock()
 	select {
 	case w.wake <- struct{}{}:
@@ -167,10 +198,7 @@ func (w *writer) full() bool {
 // size is what the unit holds in memory.
 func (u *unit) size() int {
 	n := u.inTxn()
-	for _, x := range u.sends {
-		n += len(x.item)
-	}
-	return n
+	return n + sizeOf(u.sends)
 }
 
 // inTxn is what the unit adds to a transaction, without what it sends.
@@ -190,14 +218,22 @@ func (u *unit) inTxn() int {
 func (w *writer) run(ctx, hard context.Context) {
 	defer close(w.done)
 	var next *ahead
+	var rest time.Time
 	for {
 		if next == nil {
+			w.rest(ctx, rest)
 			if units := w.take(); len(units) > 0 {
 				next = &ahead{units: units}
 			}
 		}
 		if next != nil {
+			bulk := len(next.units) >= bulkUnits && !slices.ContainsFunc(next.units, func(u *unit) bool { return u.urgent })
+			began := time.Now()
 			next = w.commit(hard, next)
+			if rest = (time.Time{}); bulk {
+				now := time.Now()
+				rest = now.Add(min(2*now.Sub(began), longestRest))
+			}
 			continue
 		}
 		select {
@@ -225,6 +261,33 @@ func (w *writer) run(ctx, hard context.Context) {
 	}
 }
 
+// rest waits until a moment, or until something is queued that cannot wait, or much. After a batch of many receipts and nothing
+// else, the next such batch waits twice as long as that one took: a commit costs the servers as much for one receipt as for hundreds, and under load
+// every batch would hold just those that were done while the one before was written.
+func (w *writer) rest(ctx context.Context, until time.Time) {
+	d := time.Until(until)
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		w.mu.Lock()
+		enough := w.urgent > 0 || len(w.queue) >= batchUnits/2
+		w.mu.Unlock()
+		if enough {
+			return
+		}
+		select {
+		case <-w.wake:
+		case <-t.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // take removes the units of the next batch from the queue, in order, as many as
 // one transaction holds.
 func (w *writer) take() []*unit {
@@ -248,19 +311,19 @@ func (w *writer) take() []*unit {
 				s += bellInline
 			}
 			// A big entry is not in the transaction, but for its first bytes until it is big.
-			s += min(bigEntry, have+len(x.item)) - min(bigEntry, have)
+			s += min(bigEntry, have+x.size()) - min(bigEntry, have)
 		}
 		if u.owner != nil && !owners[u.owner] {
 			o++
 		}
-		for _, j := range u.taken {
-			if !pages[j.src] {
-				o += 3
+		for _, e := range u.taken {
+			if !pages[e.src] {
+				o += pageOps
 			}
 		}
 		for _, r := range u.receipts {
 			if !pages[r.src] {
-				o += 3
+				o += pageOps
 				s += 2 * r.src.headBytes()
 			}
 		}
@@ -271,19 +334,19 @@ func (w *writer) take() []*unit {
 			tooBig = tooBig || records[po.key]
 		}
 		for _, x := range u.sends {
-			tooBig = tooBig || lanes[x.to]+len(x.item) > most
+			tooBig = tooBig || lanes[x.to]+x.size() > most
 		}
-		if n > 0 && (o > lim.Ops || s > lim.Bytes || envelopes+len(u.sends) > batchUnits || n >= batchUnits || tooBig) {
+		if n > 0 && (o > lim.Ops || s > lim.Bytes || envelopes+len(u.sends) > batchSends || n >= batchUnits || tooBig) {
 			break
 		}
 		for _, x := range u.sends {
-			lanes[x.to] += len(x.item)
+			lanes[x.to] += x.size()
 		}
 		if u.owner != nil {
 			owners[u.owner] = true
 		}
-		for _, j := range u.taken {
-			pages[j.src] = true
+		for _, e := range u.taken {
+			pages[e.src] = true
 		}
 		for _, r := range u.receipts {
 			pages[r.src] = true
@@ -302,6 +365,9 @@ func (w *writer) take() []*unit {
 	}
 	for _, u := range batch {
 		w.bytes -= u.size()
+		if u.urgent {
+			w.urgent--
+		}
 	}
 	return batch
 }
@@ -575,6 +641,9 @@ func (w *writer) requeue(units []*unit) {
 	w.queue = append(append([]*unit(nil), units...), w.queue...)
 	for _, u := range units {
 		w.bytes += u.size()
+		if u.urgent {
+			w.urgent++
+		}
 	}
 }
 

@@ -34,21 +34,28 @@ func Seal(e Envelope) (*Sealed, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	payload, err := compact(e.Payload)
-	if err != nil {
-		return nil, err
-	}
 	s := &Sealed{Envelope: e}
-	s.Payload = payload
-	var ok bool
-	if s.canonical, ok = s.appendJSON(make([]byte, 0, len(payload)+640)); ok {
+	text := plainString(e.Payload) // neither white space to take out nor anything to escape
+	if !text {
+		payload, err := compact(e.Payload)
+		if err != nil {
+			return nil, err
+		}
+		s.Payload = payload
+	}
+	if b, ok := s.appendJSON(make([]byte, 0, len(s.Payload)+headerRoom), text); ok {
+		s.canonical = b
 		return s, nil
 	}
+	var err error
 	if s.canonical, err = Encode(&s.Envelope); err != nil {
 		return nil, invalid("payload is not JSON: %v", err)
 	}
 	return s, nil
 }
+
+// headerRoom is what an envelope usually takes around its payload, in bytes.
+const headerRoom = 512
 
 // Canonical returns the bytes that a signature covers. Do not change them.
 func (s *Sealed) Canonical() []byte { return s.canonical }
@@ -85,6 +92,10 @@ func Decode(b []byte) (*Sealed, error) {
 }
 
 func (s *Sealed) decode() error {
+	if s.decodeOrdered(s.canonical) {
+		return s.Validate()
+	}
+	s.Envelope = Envelope{}
 	if !utf8.Valid(s.canonical) {
 		return invalid("not UTF-8")
 	}

@@ -190,7 +190,7 @@ func ValidName(s string) bool {
 		return false
 	}
 	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+		if kind[s[i]] == 0 {
 			return false
 		}
 	}
@@ -242,7 +242,7 @@ func (e *Envelope) Validate() error {
 	if e.Encryption == nil && e.SchemaVersion[0] != '1' {
 		return &VersionError{Got: e.SchemaVersion} // another 2.x than ours
 	}
-	for _, f := range [...]struct {
+	for i, f := range [...]struct {
 		name, value string
 		optional    bool
 	}{
@@ -250,6 +250,9 @@ func (e *Envelope) Validate() error {
 		{"correlation_id", e.CorrelationID, false},
 		{"in_reply_to", e.InReplyTo, true},
 	} {
+		if f.value == e.MessageID && i > 0 {
+			continue // a conversation's first message
+		}
 		if !isUUID(f.value) && (f.value != "" || !f.optional) {
 			return invalid("%s %q is not a lower-case UUID", f.name, clip(f.value, 60))
 		}
@@ -271,6 +274,9 @@ func (e *Envelope) Validate() error {
 	for _, f := range [...]struct{ name, value string }{
 		{"conversation_id", e.ConversationID}, {"capability", e.Capability}, {"traceparent", e.Traceparent},
 	} {
+		if len(f.value) <= maxLabel && plain(f.value) {
+			continue
+		}
 		if n := utf8.RuneCountInString(f.value); n > maxLabel {
 			return invalid("%s is %d characters, at most %d", f.name, n, maxLabel)
 		}
@@ -372,20 +378,39 @@ func isUUID(s string) bool {
 	if len(s) != 36 {
 		return false
 	}
+	if s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return false
+	}
+	dashes := 0
 	for i := range len(s) {
-		switch c := s[i]; i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
+		switch kind[s[i]] {
+		case hexDigit:
+		case dash:
+			dashes++
 		default:
-			if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-				return false
-			}
+			return false
 		}
 	}
-	return true
+	return dashes == 4
 }
+
+// kind sorts the bytes that ids and names are made of.
+var kind = func() (k [256]byte) {
+	for c := byte('a'); c <= 'z'; c++ {
+		k[c] = letter
+	}
+	for _, c := range []byte("0123456789abcdef") {
+		k[c] = hexDigit
+	}
+	k['-'] = dash
+	return k
+}()
+
+const (
+	letter   = 1 + iota // that is no hex digit
+	hexDigit            // lower-case
+	dash
+)
 
 // unprintable also finds what is not UTF-8: such bytes, and escaped halves of a
 // surrogate pair, arrive here as U+FFFD.
@@ -423,7 +448,7 @@ func clip(s string, n int) string {
 type Time struct{ time.Time }
 
 // At rounds t down to what the wire can hold.
-func At(t time.Time) Time { return Time{t.UTC().Truncate(time.Millisecond)} }
+func At(t time.Time) Time { return Time{time.UnixMilli(t.UnixMilli()).UTC()} }
 
 const timeLayout = "2006-01-02T15:04:05.000Z"
 

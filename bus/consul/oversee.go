@@ -129,5 +129,8 @@ func (s *Store) forgetProbes(c *call, svc bus.Service) {
 	}
 }
 
+// IsProbe reports whether a check only finds out whether the catalog hears of its agent: it is a warning for a moment, and nobody's trouble.
+func IsProbe(checkID string) bool { return strings.Contains(checkID, probeMark) }
+
 // checkID is the id of a service's check.
 func checkID(svc bus.Service) string { return "service:" + svc.ID }

@@ -186,6 +186,10 @@ func (c *Checker) checkConsul(ctx context.Context) ConsulReport {
 	o := q.conclude("consul", c.consul.explicit, clean, func() ([]string, int) {
 		r.Agent, r.Version, r.Leader = clean.name(self.Config.NodeName), clean.name(self.Config.Version), clean.name(leader)
 		r.Services = len(services)
+		if ignore := c.opts.IgnoreCheck; ignore != nil {
+			critical = slices.DeleteFunc(critical, func(k consulCheck) bool { return ignore(k.CheckID) })
+			warning = slices.DeleteFunc(warning, func(k consulCheck) bool { return ignore(k.CheckID) })
+		}
 		r.fill(clean, members, critical, warning, c.opts.MaxNames)
 		var problems []string
 		if n := r.FailedMembers.Count; n > 0 {

@@ -27,6 +27,9 @@ type Options struct {
 	// NoConsul and NoNomad leave a part out; it is reported as absent.
 	NoConsul, NoNomad bool
 
+	// IgnoreCheck picks checks of Consul, by id, that are nobody's trouble. Nil: none.
+	IgnoreCheck func(id string) bool
+
 	// Timeout bounds each of the three parts. Default 3 s.
 	Timeout time.Duration
 	// DiskPath is the path whose file system is measured. Default: the root of

@@ -20,6 +20,7 @@ import (
 	"github.com/gatemesh/gatemesh/agent/openai"
 	"github.com/gatemesh/gatemesh/agent/openclaw"
 	"github.com/gatemesh/gatemesh/bus"
+	store "github.com/gatemesh/gatemesh/bus/consul"
 	"github.com/gatemesh/gatemesh/gateway"
 )
 
@@ -82,6 +83,8 @@ func checkOptions(r agent.Runner, consul gateway.ConsulConfig) (o infra.Options,
 		NoConsul: !looksAt("consul"),
 		NoNomad:  !looksAt("nomad"),
 		Timeout:  r.Timeout,
+
+		IgnoreCheck: store.IsProbe,
 	}
 	if !looksAt("node") { // it is told of, and nothing of it is trouble
 		o.MaxLoadPerCore, o.MaxMemoryPercent, o.MaxDiskPercent = -1, -1, -1

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,9 +13,6 @@ import (
 	"github.com/gatemesh/gatemesh/envelope"
 	"github.com/gatemesh/gatemesh/envelope/trust"
 )
-
-// benchPayload is the size of every measured message's text, in bytes.
-const benchPayload = 1024
 
 // countingStore counts transactions that write: each is one Raft entry on Consul.
 type countingStore struct {
@@ -42,6 +37,9 @@ type benchMesh struct {
 	writes    atomic.Int64
 
 	jerry, bobby, billy *bus.Bus
+	// texts are what the messages say, and servers the store's processes.
+	texts   *benchTexts
+	servers []int
 
 	mu sync.Mutex
 	// delivered and known get the moment at which a message reached its handler, or its
@@ -69,7 +67,7 @@ func newBenchMesh(ctx context.Context, o benchOptions, open func(node int) (bus.
 		return nil, err
 	}
 
-	m := &benchMesh{delivered: map[string]chan time.Time{}, known: map[string]chan time.Time{}, release: make(chan struct{})}
+	m := &benchMesh{delivered: map[string]chan time.Time{}, known: map[string]chan time.Time{}, texts: benchTextsOf["random"](), release: make(chan struct{})}
 	client := func(node int) (bus.Store, error) {
 		s, err := open(node)
 		if err == nil {
@@ -226,26 +224,6 @@ func (m *benchMesh) out(to string, payload []byte) bus.Outgoing {
 	return bus.Outgoing{ID: envelope.NewID(), To: envelope.Address{Agent: to}, From: "bench", Payload: payload}
 }
 
-// benchText returns a text that no other message of the same entry has, and that has no pattern in it: base64 of random
-// bytes, so that packing gains on it what it must gain on anything, and not more.
-func benchText() []byte {
-	texts := benchTexts()
-	return texts[nextText.Add(1)%uint64(len(texts))]
-}
-
-var (
-	benchTexts = sync.OnceValue(func() [][]byte {
-		texts := make([][]byte, 4096)
-		raw := make([]byte, benchPayload/4*3)
-		for i := range texts {
-			_, _ = rand.Read(raw) // never fails
-			texts[i] = envelope.TextPayload(base64.StdEncoding.EncodeToString(raw))
-		}
-		return texts
-	})
-	nextText atomic.Uint64
-)
-
 // sample is a list of durations.
 type sample []time.Duration
 
@@ -264,7 +242,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // raw floor between them so that the machine's noise falls on all alike.
 func (m *benchMesh) oneByOne(ctx context.Context, n int, agents ...string) (floor sample, delivered, known map[string]sample, err error) {
 	delivered, known = map[string]sample{}, map[string]sample{}
-	fl, err := newFloor(ctx, m.near, m.far)
+	fl, err := newFloor(ctx, m.near, m.far, m.texts)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -276,7 +254,7 @@ func (m *benchMesh) oneByOne(ctx context.Context, n int, agents ...string) (floo
 		}
 		floor = append(floor, d)
 		for _, a := range agents {
-			o := m.out(a, benchText())
+			o := m.out(a, m.texts.take())
 			dc, kc := make(chan time.Time, 1), make(chan time.Time, 1)
 			m.mu.Lock()
 			m.delivered[o.ID], m.known[o.ID] = dc, kc
@@ -308,18 +286,19 @@ func (m *benchMesh) oneByOne(ctx context.Context, n int, agents ...string) (floo
 // that waits for it.
 type floor struct {
 	store bus.Store
+	texts *benchTexts
 	woke  chan time.Time
 	stop  func()
 }
 
 const floorKey = "bench/floor/key"
 
-func newFloor(ctx context.Context, s, watched bus.Store) (*floor, error) {
+func newFloor(ctx context.Context, s, watched bus.Store, texts *benchTexts) (*floor, error) {
 	if _, err := s.Txn(ctx, []bus.Op{{Verb: bus.OpSet, Key: floorKey, Value: []byte("resident")}}); err != nil {
 		return nil, fmt.Errorf("floor: %w", err)
 	}
 	wctx, cancel := context.WithCancel(ctx)
-	f := &floor{store: s, woke: make(chan time.Time, 16)}
+	f := &floor{store: s, texts: texts, woke: make(chan time.Time, 16)}
 	done := make(chan struct{})
 	ready := make(chan struct{})
 	f.stop = func() { cancel(); <-done }
@@ -344,7 +323,7 @@ func newFloor(ctx context.Context, s, watched bus.Store) (*floor, error) {
 }
 
 func (f *floor) once(ctx context.Context, i int) (time.Duration, error) {
-	value := slices.Clone(benchText())
+	value := slices.Clone(f.texts.take())
 	copy(value[1:], fmt.Sprintf("%08d", i))
 	begin := time.Now()
 	if _, err := f.store.Txn(ctx, []bus.Op{{Verb: bus.OpSet, Key: floorKey, Value: value}}); err != nil {
@@ -373,7 +352,7 @@ func (m *benchMesh) throughput(ctx context.Context, n, senders int, to string) (
 	for range senders {
 		go func() {
 			for next.Add(1) <= int64(n) {
-				if _, err := m.jerry.Send(ctx, m.out(to, benchText())); err != nil {
+				if _, err := m.jerry.Send(ctx, m.out(to, m.texts.take())); err != nil {
 					errs <- err
 					return
 				}
@@ -400,7 +379,7 @@ func (m *benchMesh) fill(ctx context.Context, n int) error {
 		go func() {
 			defer wg.Done()
 			for next.Add(1) <= int64(n) {
-				o := m.out(loadedAgent, benchText())
+				o := m.out(loadedAgent, m.texts.take())
 				o.ConversationID = stuckConv
 				if _, err := m.billy.Send(ctx, o); err != nil {
 					errs <- err
@@ -420,7 +399,7 @@ func (m *benchMesh) fill(ctx context.Context, n int) error {
 
 // naive is the bus that one writes first: a key per message under one inbox, listed when
 // something changed, deleted one by one. It returns acked messages per second.
-func naive(ctx context.Context, sender, receiver bus.Store, n, workers int) (float64, error) {
+func naive(ctx context.Context, sender, receiver bus.Store, texts *benchTexts, n, workers int) (float64, error) {
 	const prefix = "bench/naive/"
 	if _, err := sender.Txn(ctx, []bus.Op{{Verb: bus.OpDeleteTree, Key: prefix}, {Verb: bus.OpSet, Key: prefix + "0", Value: []byte("resident")}}); err != nil {
 		return 0, err
@@ -437,7 +416,7 @@ func naive(ctx context.Context, sender, receiver bus.Store, n, workers int) (flo
 				if i > int64(n) {
 					return
 				}
-				if _, err := sender.Txn(ctx, []bus.Op{{Verb: bus.OpSet, Key: fmt.Sprintf("%sm%09d", prefix, i), Value: benchText()}}); err != nil {
+				if _, err := sender.Txn(ctx, []bus.Op{{Verb: bus.OpSet, Key: fmt.Sprintf("%sm%09d", prefix, i), Value: texts.take()}}); err != nil {
 					errs <- err
 					return
 				}

@@ -138,31 +138,79 @@ func (m *benchMesh) besideJetStream(ctx context.Context, f *benchFigures, o benc
 		f.KnowsOverJetStreamSynced = ms(ours.quantile(.5)) / f.JetStreamSyncedKnowsP50
 	}
 
-	var theirs, ratios []float64
+	random, err := m.pairs(ctx, p, "random", o)
+	if err != nil {
+		return err
+	}
+	prose, err := m.pairs(ctx, p, "prose", o)
+	if err != nil {
+		return err
+	}
+	for kind, r := range map[string]*peerRounds{"random text": random, "prose": prose} {
+		say("consul-3: acked over JetStream R3 (%s, %s) %.2f (pairs: %s)", mode, kind, median(r.ratios), strings.Trim(fmt.Sprintf("%.2f", r.ratios), "[]"))
+	}
+	f.GatewaysCPU, f.ServersCPU = median(random.gateways), median(random.servers)
+	f.ProseGatewaysCPU, f.ProseServersCPU, f.ProseAckedPerS = median(prose.gateways), median(prose.servers), median(prose.ours)
+	theirs, cpu := median(append(random.theirs, prose.theirs...)), median(append(random.peer, prose.peer...))
+	if synced {
+		f.JetStreamSyncedPerS, f.JetStreamSyncedCPU = theirs, cpu
+		f.AckedOverJetStreamSynced, f.ProseAckedOverJetStreamSynced = median(random.ratios), median(prose.ratios)
+	} else {
+		f.JetStreamPerS, f.JetStreamCPU = theirs, cpu
+		f.AckedOverJetStream, f.ProseAckedOverJetStream = median(random.ratios), median(prose.ratios)
+	}
+	return nil
+}
+
+// peerRounds is what rounds of throughput in turns with the peer gave: messages a second, and microseconds of processor time a message.
+type peerRounds struct {
+	ours, theirs, ratios    []float64
+	gateways, servers, peer []float64
+}
+
+// pairs measures throughput in turns with the peer, with one kind of texts.
+func (m *benchMesh) pairs(ctx context.Context, p *peer, kind string, o benchOptions) (*peerRounds, error) {
+	was := m.texts
+	m.texts = benchTextsOf[kind]()
+	defer func() { m.texts = was }()
+	r := &peerRounds{}
+	theirProcs := withChildren(p.cmd.Process.Pid)
+	perMessage := func(procs []int, what func() error) (float64, error) {
+		before := cpuTime(procs...)
+		err := what()
+		return float64((cpuTime(procs...) - before).Microseconds()) / float64(o.messages), err
+	}
 	for i := range peerPairs {
 		var x float64
 		var y struct {
 			AckedPerS float64 `json:"acked_per_s"`
 		}
 		turns := []func() error{
-			func() (err error) { x, err = m.throughput(ctx, o.messages, o.senders, emptyAgent); return err },
-			func() error { return p.ask(ctx, &y, "throughput", o.messages, o.senders) },
+			func() error {
+				servers := cpuTime(m.servers...)
+				us, err := perMessage([]int{os.Getpid()}, func() (err error) {
+					x, err = m.throughput(ctx, o.messages, o.senders, emptyAgent)
+					return err
+				})
+				r.gateways = append(r.gateways, us)
+				r.servers = append(r.servers, float64((cpuTime(m.servers...)-servers).Microseconds())/float64(o.messages))
+				return err
+			},
+			func() error {
+				us, err := perMessage(theirProcs, func() error { return p.ask(ctx, &y, "throughput", o.messages, o.senders) })
+				r.peer = append(r.peer, us)
+				return err
+			},
 		}
 		if i%2 == 1 {
 			slices.Reverse(turns)
 		}
 		for _, turn := range turns {
 			if err := turn(); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		theirs, ratios = append(theirs, y.AckedPerS), append(ratios, x/y.AckedPerS)
+		r.ours, r.theirs, r.ratios = append(r.ours, x), append(r.theirs, y.AckedPerS), append(r.ratios, x/y.AckedPerS)
 	}
-	say("consul-3: acked over JetStream R3 (%s) %.2f (pairs: %s)", mode, median(ratios), strings.Trim(fmt.Sprintf("%.2f", ratios), "[]"))
-	if synced {
-		f.JetStreamSyncedPerS, f.AckedOverJetStreamSynced = median(theirs), median(ratios)
-	} else {
-		f.JetStreamPerS, f.AckedOverJetStream = median(theirs), median(ratios)
-	}
-	return nil
+	return r, nil
 }

@@ -196,7 +196,7 @@ func (j *job) attempt(at place) (o *outcome, left bool) {
 	ctx, lose := context.WithCancelCause(ib.work)
 	l := &lease{j: j, at: at, timeout: j.ackTimeout(), lose: lose}
 	j.mu.Lock()
-	err := error(errOver)
+	err := errOver
 	if !j.ended {
 		if err = j.del.Move(envelope.Delivered, now); err != nil {
 			err = Never(envelope.ClassPoison, err)

@@ -428,8 +428,9 @@ func (b *Bus) readPages(ctx context.Context, agent string, first, end uint64) ([
 // named puts the messages of an entry that was lost in the place of its number, if this process sent them.
 func (o *outbox) named(agent string, ids []string) []string {
 	lost := func(id string) []string {
-		num, ok := strings.CutPrefix(id, o.b.cfg.Gateway)
-		if num, ok = strings.CutPrefix(num, "-"); !ok || len(num) == len(id) {
+		rest, ours := strings.CutPrefix(id, o.b.cfg.Gateway)
+		num, ok := strings.CutPrefix(rest, "-")
+		if !ours || !ok {
 			return nil
 		}
 		if seq, isNum := parsePadded(num); isNum {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -216,6 +217,7 @@ func (s *source) remember(id string, st envelope.State) {
 
 func (s *source) rememberLocked(id string, st envelope.State) {
 	if _, ok := s.seen[id]; !ok {
+		id = strings.Clone(id) // it may be a part of its envelope's head, or of a page
 		s.order = append(s.order, id)
 		if len(s.order) > dedupeReceipts {
 			delete(s.seen, s.order[0])

@@ -8,8 +8,10 @@ import (
 )
 
 const (
-	// overseeAgain is the pause after the store was not seen to hear of this gateway's checks; each try may wait by itself.
-	overseeAgain = time.Second
+	// overseeAgain is the pause after the store was not seen to hear of this gateway's checks, twice as long after each further try, up to
+	// overseeRarely: each try may wait by itself, and writes, which a store that is in trouble has no use for.
+	overseeAgain  = time.Second
+	overseeRarely = 30 * time.Second
 	// overseeWait is how long a transfer waits for the next owner's checks to be heard of.
 	overseeWait = 3 * time.Second
 )
@@ -43,7 +45,7 @@ func (el *elector) oversee(ctx context.Context) {
 	if o == nil {
 		return
 	}
-	told := ""
+	told, pause := "", overseeAgain
 	for {
 		session, changed := el.b.session.now()
 		again := (<-chan time.Time)(nil)
@@ -61,6 +63,7 @@ func (el *elector) oversee(ctx context.Context) {
 				el.b.log.Info("the store does not hear yet what this gateway's check finds; until then others come before it when duties are free", "error", err)
 			}
 			if err == nil {
+				pause = overseeAgain
 				el.mu.Lock()
 				el.seenUnder = session
 				el.mu.Unlock()
@@ -68,7 +71,8 @@ func (el *elector) oversee(ctx context.Context) {
 				el.kick()
 				continue // the session may have changed meanwhile
 			}
-			again = time.After(overseeAgain)
+			again = time.After(pause)
+			pause = min(2*pause, overseeRarely)
 		}
 		select {
 		case <-changed:

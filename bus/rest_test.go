@@ -34,7 +34,7 @@ func TestManyReceiptsShareTransactions(t *testing.T) {
 					mu.Lock()
 					receipts++
 					mu.Unlock()
-					time.Sleep(commit) // in the bubble's time
+					<-time.After(commit) // in the bubble's time
 					return nil
 				}
 			}
@@ -82,7 +82,7 @@ func TestManyReceiptsShareTransactions(t *testing.T) {
 					rushed = ask("in between")
 				}()
 			}
-			time.Sleep(every) // in the bubble's time
+			<-time.After(every) // in the bubble's time
 		}
 		wg.Wait()
 		took := many * every

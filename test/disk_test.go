@@ -36,6 +36,10 @@ func TestGatewayWithAFullDisk(t *testing.T) {
 	binary := builtBinary(t)
 	d := startDaemon(t, binary, "bobby-gateway", c.Addr(0))
 	d.until("owner of bob", func() bool { return d.owner("bob") == "bobby-gateway" })
+	d.until("its check heard of", func() bool { // as long before a disk is full; it writes until then
+		p, err := store.Get(ctx, bus.Root+"gateways/bobby-gateway/overseen")
+		return err == nil && p != nil && string(p.Value) == "true"
+	})
 	send := func(text string) (int, map[string]any) {
 		return d.call(http.MethodPost, "/v1/messages", map[string]any{"to": "bob", "text": text})
 	}

@@ -234,8 +234,10 @@ func (j *job) attempt(at place) (o *outcome, left bool) {
 		return l.concluded(ctx, err), false
 	}
 	stop := context.AfterFunc(ctx, func() { l.leaveBehind(ctx) })
-	err = j.call(ctx, m)
-	free()
+	err = func() error {
+		defer free() // also when the handler ends its goroutine
+		return j.call(ctx, m)
+	}()
 	if l.returned(err) {
 		return nil, true
 	}

@@ -100,6 +100,7 @@ func (ib *inbox) converseFrom(c *conversation, at *job, o *outcome) {
 				break
 			}
 			j := c.queue[0]
+			c.queue[0] = nil // a conversation that goes on for ever must not keep it
 			c.queue = c.queue[1:]
 			ib.mu.Unlock()
 			j.conv = c

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -718,45 +717,4 @@ func (j *job) deadIf(may func() bool, class envelope.Class, cause error) bool {
 	ib.b.writer.submit(u)
 	j.farewell()
 	return true
-}
-
-// RetryPolicy says how failed attempts are repeated.
-type RetryPolicy struct {
-	// MaxAttempts counts the first one too; 0 means 5.
-	MaxAttempts int
-	// Initial is the delay after the first failure (0: 1 s); it doubles up to Max (0: 1 min).
-	// Each delay is drawn from 50 % to 100 % of that, so that failures do not march in step.
-	Initial, Max time.Duration
-}
-
-func (p RetryPolicy) withDefaults() RetryPolicy {
-	if p.MaxAttempts <= 0 {
-		p.MaxAttempts = 5
-	}
-	if p.Initial <= 0 {
-		p.Initial = time.Second
-	}
-	if p.Max <= 0 {
-		p.Max = time.Minute
-	}
-	return p
-}
-
-// of is the policy for one message: what its sender asked for, else the defaults.
-func (p RetryPolicy) of(e *envelope.Envelope) RetryPolicy {
-	if e.MaxAttempts > 0 {
-		p.MaxAttempts = e.MaxAttempts
-	}
-	if d := e.RetryDelay.Duration(); d > 0 {
-		p.Initial, p.Max = d, max(p.Max, d)
-	}
-	return p
-}
-
-func (p RetryPolicy) delay(failures int) time.Duration {
-	d := p.Max
-	if shift := failures - 1; shift < 30 && p.Initial<<shift < p.Max {
-		d = p.Initial << shift
-	}
-	return d/2 + rand.N(d/2+1)
 }

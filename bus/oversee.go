@@ -8,34 +8,18 @@ import (
 )
 
 const (
-	// overseeAgain is the pause after the store was not seen to hear of this gateway's checks, twice as long after each further try, up to
-	// overseeRarely: each try may wait by itself, and writes, which a store that is in trouble has no use for.
-	overseeAgain  = time.Second
-	overseeRarely = 30 * time.Second
+	// overseeAgain is the pause after the store was not seen to hear of this gateway's checks; each try may wait by itself.
+	overseeAgain = time.Second
 	// overseeWait is how long a transfer waits for the next owner's checks to be heard of.
 	overseeWait = 3 * time.Second
 )
-
-func overseerOf(s Store) Overseer {
-	for s != nil {
-		if o, ok := s.(Overseer); ok {
-			return o
-		}
-		w, ok := s.(interface{ Unwrap() Store })
-		if !ok {
-			return nil
-		}
-		s = w.Unwrap()
-	}
-	return nil
-}
 
 // overseer finds out whether the store hears of this gateway's checks; nil: it has none to hear of.
 func (el *elector) overseer() Overseer {
 	if len(el.b.cfg.SessionChecks) == 0 {
 		return nil
 	}
-	return overseerOf(el.b.store)
+	return storeAs[Overseer](el.b.store)
 }
 
 // oversee finds out for every session whether its checks are heard of. Until then this gateway's failure would only be noticed by
@@ -45,11 +29,15 @@ func (el *elector) oversee(ctx context.Context) {
 	if o == nil {
 		return
 	}
-	told, pause := "", overseeAgain
+	told := ""
 	for {
 		session, changed := el.b.session.now()
 		again := (<-chan time.Time)(nil)
-		if session != "" && session != el.overseenUnder() {
+		switch {
+		case session == "" || session == el.overseenUnder():
+		case el.b.down.Load():
+			again = time.After(overseeAgain) // a try writes, which a store that is in trouble has no use for
+		default:
 			err := o.Oversees(ctx, el.b.cfg.SessionChecks)
 			switch {
 			case ctx.Err() != nil:
@@ -63,7 +51,6 @@ func (el *elector) oversee(ctx context.Context) {
 				el.b.log.Info("the store does not hear yet what this gateway's check finds; until then others come before it when duties are free", "error", err)
 			}
 			if err == nil {
-				pause = overseeAgain
 				el.mu.Lock()
 				el.seenUnder = session
 				el.mu.Unlock()
@@ -71,8 +58,7 @@ func (el *elector) oversee(ctx context.Context) {
 				el.kick()
 				continue // the session may have changed meanwhile
 			}
-			again = time.After(pause)
-			pause = min(2*pause, overseeRarely)
+			again = time.After(overseeAgain)
 		}
 		select {
 		case <-changed:

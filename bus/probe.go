@@ -50,7 +50,7 @@ const (
 // sit finds out whether this gateway's own server leads, if the store knows such a thing. The loss of that node is the slowest
 // of all: nobody can take anything over before the others have elected a leader.
 func (el *elector) sit(ctx context.Context) {
-	led := ledOf(el.b.store)
+	led := storeAs[Led](el.b.store)
 	if led == nil {
 		return
 	}
@@ -73,20 +73,6 @@ func (el *elector) sit(ctx context.Context) {
 		el.b.registry.kick()
 	}
 	el.kick()
-}
-
-func ledOf(s Store) Led {
-	for s != nil {
-		if l, ok := s.(Led); ok {
-			return l
-		}
-		w, ok := s.(interface{ Unwrap() Store })
-		if !ok {
-			return nil
-		}
-		s = w.Unwrap()
-	}
-	return nil
 }
 
 // leads reports whether this gateway's own server leads.

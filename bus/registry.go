@@ -313,7 +313,7 @@ func (r *registry) desired() (plain, bound map[string]string, agents []string) {
 	plain[p+"url"] = r.b.cfg.URL
 	plain[p+"agents"] = string(mustEncode(agents))
 	plain[p+servesField] = string(mustEncode(r.b.elector.ranks()))
-	if ledOf(r.b.store) != nil {
+	if storeAs[Led](r.b.store) != nil {
 		plain[p+leadsField] = strconv.FormatBool(r.b.elector.leads())
 	}
 	if r.b.elector.overseer() != nil {

@@ -252,3 +252,19 @@ type Service struct {
 	HealthURL string
 	Interval  time.Duration
 }
+
+// storeAs is the store, or the one that it wraps (by a method Unwrap), as something that not every store can do; nil: it cannot.
+func storeAs[T any](s Store) T {
+	for s != nil {
+		if t, ok := s.(T); ok {
+			return t
+		}
+		w, ok := s.(interface{ Unwrap() Store })
+		if !ok {
+			break
+		}
+		s = w.Unwrap()
+	}
+	var none T
+	return none
+}

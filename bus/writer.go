@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"golang.org/x/time/rate"
 
 	"github.com/gatemesh/gatemesh/envelope"
@@ -690,32 +689,4 @@ func dropPending(units []*unit, key string) []*unit {
 		}
 	}
 	return units
-}
-
-// newBackoff is the pause between tries at a store that does not answer: 20 ms to 2 s with
-// jitter, without end.
-func newBackoff() *backoff.ExponentialBackOff { return newBackoffUpTo(2 * time.Second) }
-
-// urgent is the longest such pause of what a failover waits for: the picture of all locks, and the writer.
-const urgent = 150 * time.Millisecond
-
-func newBackoffUpTo(most time.Duration) *backoff.ExponentialBackOff {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval = 20 * time.Millisecond
-	b.MaxInterval = most
-	b.MaxElapsedTime = 0
-	b.Reset()
-	return b
-}
-
-// pause waits before the next try, or until ctx ends.
-func (b *Bus) pause(ctx context.Context, wait *backoff.ExponentialBackOff, cause error) {
-	d := wait.NextBackOff()
-	b.log.Debug("store: trying again", "in", d, "cause", cause)
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

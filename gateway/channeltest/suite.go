@@ -357,6 +357,6 @@ func credentials(t *testing.T, a Adapter) {
 		}
 		c.over <- nil
 	case <-time.After(longest):
-		t.Error("Run goes on with credentials that are refused")
+		t.Errorf("Run goes on with credentials that are refused; its log:\n%s", c.log)
 	}
 }

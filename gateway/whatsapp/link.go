@@ -205,11 +205,14 @@ func (w *wire) Read(p []byte) (int, error) {
 	}
 	if !w.ended {
 		w.ended = true
+		// The handshake may be over and its caller not know it yet: what is unreadable would then come before the last words.
+		soon := time.NewTimer(lastWords)
+		defer soon.Stop()
 		select {
 		case <-w.closed:
 		case <-w.link.up:
 			w.lastWords()
-		default:
+		case <-soon.C:
 			if len(p) >= len(unreadable) {
 				return copy(p, unreadable), nil
 			}

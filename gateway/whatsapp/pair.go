@@ -80,7 +80,9 @@ func (c *channel) Logout(ctx context.Context) error {
 		}
 		return c.creds.wipe(ctx)
 	}
+	s.leaving.Store(true)
 	if err := s.client.Logout(ctx); err != nil {
+		s.leaving.Store(false)
 		if failed := c.creds.failed(); failed != nil {
 			return failed
 		}

@@ -121,6 +121,10 @@ func (c *channel) connectOnce(ctx context.Context, in gateway.Ingress, state gat
 	in.Status(gateway.ChannelStatus{State: state, Self: device.GetJID().ToNonAD().String()})
 	o := &observer{c: c, in: in, ctx: ctx}
 	err = c.converse(ctx, device, o.handle, o)
+	// The library forgets an account that was unlinked, and says so in a goroutine of its own, which may come too late to be heard.
+	if o.verdict() == nil && c.creds.get(rowDevice) == nil && !o.session.leaving.Load() {
+		err = errLoggedOut
+	}
 	return o.connected.Load(), err
 }
 

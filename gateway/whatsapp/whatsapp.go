@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -56,8 +57,9 @@ type channel struct {
 
 // session is one connection that is logged in.
 type session struct {
-	client *whatsmeow.Client
-	link   *link
+	client  *whatsmeow.Client
+	link    *link
+	leaving atomic.Bool // the account is being unlinked by us
 }
 
 func newChannel(d gateway.ChannelDeps) (gateway.Channel, error) {

@@ -19,6 +19,9 @@ import (
 const (
 	// rankDelay is how much longer each further choice waits before it takes a free inbox.
 	rankDelay = 300 * time.Millisecond
+	// unseenDelay is how much longer yet a gateway waits whose failure would be noticed late (Candidate.Unseen), while there is another one whose
+	// would not: that one may be slow, and what this one gets it may keep for half a minute after its end.
+	unseenDelay = 2 * time.Second
 	// settling is for how long after its own start a gateway leaves the time of their turns to better choices that are not
 	// there: they may be starting too. Later, who is not there costs nothing.
 	settling = 3 * time.Second
@@ -190,7 +193,7 @@ func (el *elector) turnLocked(id string, s served, line []Candidate, now time.Ti
 	}
 	starting := now.Sub(el.born) < settling
 	before, behind := 0, 0
-	mine := false
+	mine, better := false, false
 	for _, c := range line {
 		switch {
 		case c.Gateway == me:
@@ -200,12 +203,16 @@ func (el *elector) turnLocked(id string, s served, line []Candidate, now time.Ti
 			behind++
 		default:
 			before++
+			better = better || c.Live && !c.Unseen
 		}
 	}
 	if starting {
 		before = max(before, s.spec.rank()) // those that have not said yet that they may own it
 	}
 	turn := time.Duration(before) * rankDelay
+	if better && el.unseenLocked(me) {
+		turn += unseenDelay
+	}
 	switch {
 	case fresh && h.From == me:
 		return max(handoffFor, time.Duration(before+behind+1)*rankDelay)

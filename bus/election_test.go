@@ -448,3 +448,27 @@ func TestPauseEndsWithTheTerm(t *testing.T) {
 		b.stop(two)
 	})
 }
+
+// Who handed a duty on leaves it to the next owner, and takes it at once when that one ends.
+func TestTakenBackFromWhoEnded(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		one, two := b.gateway("one", nil), b.gateway("two", nil)
+		b.serve(one, bus.AgentSpec{ID: "duty"}, nothing)
+		b.serve(two, bus.AgentSpec{ID: "duty"}, nothing)
+		b.ownedBy(one, "duty", one.OwnerOf("duty"))
+		from, to := one, two
+		if one.OwnerOf("duty") == "two" {
+			from, to = two, one
+		}
+		b.pass(10 * time.Second)
+		if _, err := from.Transfer(b.Context(), "duty", bus.TransferOptions{To: to.Gateway(), By: "op"}); err != nil {
+			t.Fatal(err)
+		}
+		b.ownedBy(from, "duty", to.Gateway())
+		b.cutOff(to, true)
+		if d := b.ownedBy(from, "duty", from.Gateway()); d > 100*time.Millisecond {
+			t.Errorf("it was taken back after %s", d)
+		}
+		b.stop(from, to)
+	})
+}

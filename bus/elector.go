@@ -269,7 +269,7 @@ func (el *elector) reconcile(ctx context.Context) (again time.Duration) {
 			continue
 		}
 		if owned && o.session != session {
-			s.freeSince = time.Time{}
+			s.freeSince, s.notBefore = time.Time{}, time.Time{} // who was named has it, and may lose it at once
 			el.serves[id] = s
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -153,6 +154,37 @@ func TestUnseenTakesWhatNobodyElseTakes(t *testing.T) {
 		}
 		b.stop(one, two, three)
 	})
+}
+
+// Who is not seen leaves the others time to be slow, and takes what they do not take.
+func TestUnseenLeavesTime(t *testing.T) {
+	for owner, slow := range map[string]time.Duration{"two": 1500 * time.Millisecond, "three": 30 * time.Second} {
+		t.Run(owner, func(t *testing.T) {
+			inBubble(t, func(b *bubble) {
+				seen, _ := hears(nil)
+				mute, _ := hears(errMute)
+				one, two, three := b.gateway("one", seen), b.gateway("two", seen), b.gateway("three", mute)
+				for _, g := range []*gw{one, two, three} {
+					if err := g.Serve(bus.AgentSpec{ID: "duty", Spread: true}, bus.HandlerFunc(nothing)); err != nil {
+						t.Fatal(err)
+					}
+					b.ownedBy(one, "duty", "one")
+				}
+				b.pass(10 * time.Second)
+				two.store.Before(func(_ string, ops []bus.Op) error {
+					if slices.ContainsFunc(ops, func(o bus.Op) bool { return o.Verb == bus.OpLock && o.Key == bus.Root+"owners/agents/duty" }) {
+						<-time.After(slow)
+					}
+					return nil
+				})
+				b.cutOff(one, true)
+				if d := b.ownedBy(three, "duty", owner); owner == "three" && (d < 2*time.Second || d > 3*time.Second) {
+					t.Errorf("who is unseen took it after %s", d)
+				}
+				b.stop(one, two, three)
+			})
+		})
+	}
 }
 
 // What resides where the store's leader is waits for a better place that is seen.

@@ -127,7 +127,7 @@ demo-proof: build consul ## The demo on both stores: answered, and accepted, del
 
 model: ## The protocol as a model, every state of it, and the real bus against it by random runs (MODEL_RUNS, MODEL_SEED)
 	@go test -tags proof -count 1 -v -timeout 60m -run '^TestProofModel$$' ./test -rapid.checks $(MODEL_RUNS) -rapid.seed $(MODEL_SEED) -args \
-	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+	  -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 flow: build consul openclaw ## The plan's flow: a chat message, a model that asks bobby, real checks, the answer; on three gateways and on one; and with real OpenClaw agents (FLOW_QUESTIONS, FLOW_OPENCLAW, FLOW_KILLS)
 	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofFlow$$' ./test -args \
@@ -141,11 +141,11 @@ failover: build consul ## Owners of the chat accounts end in every way, 50 times
 
 failover-bus: consul ## Owners end in every way, 50 times each, on three Consul servers with stock settings (FAILOVERS, FAILOVER_SEED): how long until the next one, and was anything doubled
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailoverBus$$' ./test -failover.each $(FAILOVERS) -failover.seed $(FAILOVER_SEED) -args \
-	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+	  -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 adversary: consul ## Somebody who may write anything into the store, and who has one gateway's key, does what he can, on three Consul servers
 	@go test -tags proof -count 1 -timeout 30m -v -run '^TestProofAdversary$$' ./test -args \
-	  -binary none -proof $(CURDIR)/bin/proof -commit $(COMMIT)
+	  -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 soak: build consul ## 100,000 messages through three gateway processes and three Consul servers under faults (SOAK_MESSAGES, SOAK_SEED)
 	@go test -tags proof -count 1 -timeout 60m -v -run '^TestProofSoak$$' ./test -args \
@@ -185,14 +185,16 @@ inspector: ## The MCP inspector and the Node that it needs (npm; about 300 MB)
 	@test/tools/npm inspector "half a minute, about 300 MB"
 
 openclaw-runner: openclaw ## An agent of the mesh behind which an agent of a real OpenClaw gateway stands, which is killed in the middle of a turn
-	@go test -tags proof -count 1 -timeout 20m -v -run 'RealOpenClaw' ./agent/openclaw
+	@go test -tags proof -count 1 -timeout 20m -v -run '^TestProofOpenClawRunner$$' ./agent/openclaw -args \
+	  -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 mcp: build consul openclaw inspector ## The MCP server, as the MCP inspector and agents of a real OpenClaw gateway use it
 	@go test -tags proof -count 1 -timeout 20m -v -run '^TestProofMCP$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 openclaw-clients: openclaw ## OpenClaw's own programs (health, gateway call, agent, tui) against two gateways, and what these say against its schema (the TUI needs tmux)
-	@go test -tags proof -count 1 -v -run 'OpenClawClients|Schema' ./gateway/openclawgw
+	@go test -tags proof -count 1 -v -run '^TestProofOpenClawClients$$' ./gateway/openclawgw -args \
+	  -proof $(CURDIR)/bin/proof -commit $(COMMIT)
 
 nats: ## The peer of the benchmark: three NATS JetStream servers in one program
 	@test/tools/build nats "1 minute"

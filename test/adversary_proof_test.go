@@ -12,6 +12,7 @@ import (
 	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/bus/consul"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 // adversaryFigures is what TestProofAdversary came to.
@@ -36,7 +37,7 @@ const fewestAttacks = 40
 // TestProofAdversary has somebody who may write anything into the store, and who has the key of one gateway, do what he can, on three
 // Consul servers.
 func TestProofAdversary(t *testing.T) {
-	prove(t, "adversary", func() any {
+	proof.Run(t, "adversary", func() any {
 		c := cluster.ForTestWith(t, cluster.Options{Servers: 3, Config: "limits { http_max_conns_per_client = 4000 }"})
 		n := 0
 		store := func(t *testing.T) func() bus.Store {

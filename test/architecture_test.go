@@ -72,7 +72,7 @@ var fences = []fence{
 		reason: "the child is the vendor for everybody else; its errors hold requests, and with them keys"},
 	{imports: module + "/agent/modeltest", within: []string{"agent/modeltest"},
 		reason: "the suite is for tests: in a binary it would bring testing's flags"},
-	{imports: module + "/agent/openclaw/openclawtest", within: []string{"agent/openclaw/openclawtest"},
+	{imports: module + "/agent/openclaw/openclawtest", within: []string{"agent/openclaw/openclawtest", "test/proof"},
 		reason: "it starts OpenClaw for tests"},
 	{imports: "github.com/spf13/cobra", within: []string{"cmd"},
 		reason: "flags are the binary's; packages take structs"},
@@ -118,7 +118,7 @@ var values = map[string]string{
 }
 
 // suites are the packages of shared tests.
-var suites = []string{"bus/bustest", "gateway/channeltest", "agent/modeltest", "agent/openclaw/openclawtest"}
+var suites = []string{"bus/bustest", "gateway/channeltest", "agent/modeltest", "agent/openclaw/openclawtest", "test/proof"}
 
 // envelopeImports is what envelope may import beyond the standard library: it is the wire
 // contract, which others must be able to copy.
@@ -207,7 +207,7 @@ func checkImport(dir, file, imp string) []string {
 		}
 	}
 	if within(imp, "testing") && !withinAny(dir, suites) && !strings.HasSuffix(file, "fortest.go") {
-		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, agent/modeltest, agent/openclaw/openclawtest, or a file named *fortest.go")
+		why = append(why, "testing registers flags and belongs to tests: bus/bustest, gateway/channeltest, agent/modeltest, agent/openclaw/openclawtest, test/proof, or a file named *fortest.go")
 	}
 	switch to, ours := strings.CutPrefix(imp, module+"/"); {
 	case ours:

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 var (
@@ -19,7 +21,7 @@ var (
 
 // TestProofFailover ends owners of all four channels -channels.each times in each way, under traffic.
 func TestProofFailover(t *testing.T) {
-	prove(t, "failover", func() any {
+	proof.Run(t, "failover", func() any {
 		counts := map[string]int{}
 		for _, way := range strings.Split(*channelsWays, ",") {
 			counts[way] = *channelsEach

@@ -6,6 +6,8 @@ import (
 	"flag"
 	"strings"
 	"testing"
+
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 var (
@@ -19,7 +21,7 @@ var failoverPromise = map[string]float64{failGraceful: 250, failCrash: 3000, fai
 
 // TestProofFailoverBus ends owners of a duty -failover.each times in each way, on three Consul servers with stock settings.
 func TestProofFailoverBus(t *testing.T) {
-	prove(t, "failover-bus", func() any {
+	proof.Run(t, "failover-bus", func() any {
 		n := *failoverEach
 		counts := map[string]int{}
 		for _, way := range strings.Split(*failoverWays, ",") {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 var (
@@ -25,7 +27,7 @@ type flowProof struct {
 
 // TestProofFlow is the plan's flow on three processes and on one, with three Consul servers; then real OpenClaw agents behind two gateways of three.
 func TestProofFlow(t *testing.T) {
-	prove(t, "flow", func() any {
+	proof.Run(t, "flow", func() any {
 		f := runFlow(t, *binary, *flowQuestions, *flowEach, func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "flow: "+format+"\n", args...)
 		})

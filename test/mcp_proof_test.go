@@ -22,6 +22,7 @@ import (
 	"github.com/gatemesh/gatemesh/agent/modeltest"
 	"github.com/gatemesh/gatemesh/agent/openclaw/openclawtest"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 // The MCP server consul-registry, as programs that are not ours use it: the MCP inspector's command line over both transports, and agents of a real OpenClaw gateway, each
@@ -52,7 +53,7 @@ const (
 )
 
 func TestProofMCP(t *testing.T) {
-	prove(t, "mcp", func() any {
+	proof.Run(t, "mcp", func() any {
 		say := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "mcp: "+format+"\n", args...) }
 		var f mcpFigures
 		c := cluster.ForTest(t, 1)

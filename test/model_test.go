@@ -19,6 +19,7 @@ import (
 	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/bustest"
 	"github.com/gatemesh/gatemesh/bus/local"
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 // modelFigures is what TestProofModel came to.
@@ -37,7 +38,7 @@ type modelFigures struct {
 // of the real bus.
 func TestProofModel(t *testing.T) {
 	say := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "model: "+format+"\n", args...) }
-	prove(t, "model", func() any {
+	proof.Run(t, "model", func() any {
 		f := modelFigures{Mutations: len(bustest.Mutations), Seed: modelSeed(t)}
 		models := bustest.Models(true)
 		for _, name := range slices.Sorted(maps.Keys(models)) {

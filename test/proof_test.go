@@ -5,67 +5,26 @@ package test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
-// Proofs drive the built binary; "make prove" runs them. They stand behind a build tag and
-// not behind t.Skip: a test that always skips says nothing.
-var (
-	binary   = flag.String("binary", "", "the gatemesh to prove something of")
-	proofDir = flag.String("proof", "", "where the figures go: DIR/NAME.json")
-	commit   = flag.String("commit", "", "the commit to name in the figures")
-)
-
-// proof is the file that a proof leaves behind. cmd/gatemesh writes the same for bench.
-type proof struct {
-	Name    string  `json:"name"`
-	Commit  string  `json:"commit"`
-	OK      bool    `json:"ok"`
-	Seconds float64 `json:"seconds"`
-	Figures any     `json:"figures"`
-}
-
-// prove runs f and writes what it returns, with what became of the test. A proof of before
-// is removed first: a proof that died left none.
-func prove(t *testing.T, name string, f func() any) {
-	t.Helper()
-	if *binary == "" || *proofDir == "" {
-		t.Fatal("run it with: make " + name + "-proof")
-	}
-	path := filepath.Join(*proofDir, name+".json")
-	if err := os.MkdirAll(*proofDir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	figures := f()
-	p := proof{Name: name, Commit: *commit, OK: !t.Failed(), Seconds: time.Since(begin).Seconds(), Figures: figures}
-	b, err := json.MarshalIndent(p, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s", b)
-}
+// Proofs drive the built binary; "make prove" runs them.
+var binary = flag.String("binary", "", "the gatemesh to prove something of")
 
 // demoAnswerWithin is the promise of the issue, "first answer within seconds", in figures.
 const demoAnswerWithin = 5 * time.Second
 
 func TestProofDemo(t *testing.T) {
-	prove(t, "demo", func() any {
+	proof.Run(t, "demo", func() any {
 		figures := map[string]*demoFigures{}
 		for _, store := range []string{"local", "consul"} {
 			figures[store] = runDemo(t, store)
@@ -129,7 +88,7 @@ func TestProofRotation(t *testing.T) {
 		}
 		least = n
 	}
-	prove(t, "rotation", func() any {
+	proof.Run(t, "rotation", func() any {
 		f := runDrill(t, *binary, 4, least, 10*time.Second, func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "rotation: "+format+"\n", args...)
 		})
@@ -152,7 +111,7 @@ func TestProofSoak(t *testing.T) {
 		return n
 	}
 	messages, seed := number("SOAK_MESSAGES", 100_000), number("SOAK_SEED", uint64(time.Now().UnixNano())&0xffffff)
-	prove(t, "soak", func() any {
+	proof.Run(t, "soak", func() any {
 		f := runSoak(t, int(messages), 350, seed, func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "soak: "+format+"\n", args...)
 		})

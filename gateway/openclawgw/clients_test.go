@@ -14,6 +14,7 @@ import (
 
 	"github.com/gatemesh/gatemesh/agent/openclaw/openclawtest"
 	"github.com/gatemesh/gatemesh/gateway"
+	"github.com/gatemesh/gatemesh/test/proof"
 )
 
 // program is the real OpenClaw, in a home of its own that knows the gateway.
@@ -37,8 +38,25 @@ func program(t *testing.T, g *gateway.Gateway) func(args ...string) *exec.Cmd {
 	}
 }
 
-// OpenClaw's own programs at a gateway of the mesh, with an agent that lives on another one.
-func TestOpenClawClients(t *testing.T) {
+// clientFigures is what bin/proof/openclaw-clients.json holds: the commands of OpenClaw that were answered as they have to be, the messages typed
+// into its TUI that were, and the events that its schema allowed.
+type clientFigures struct {
+	Commands []string       `json:"commands"`
+	Typed    int            `json:"typed"`
+	Events   map[string]int `json:"events"`
+}
+
+func TestProofOpenClawClients(t *testing.T) {
+	proof.Run(t, "openclaw-clients", func() any {
+		var f clientFigures
+		t.Run("programs", func(t *testing.T) { programs(t, &f) })
+		t.Run("schema", func(t *testing.T) { f.Events = schema(t) })
+		return f
+	})
+}
+
+// programs are OpenClaw's own, at a gateway of the mesh, with an agent that lives on another one.
+func programs(t *testing.T, f *clientFigures) {
 	nodes := mesh(t, &counter{})
 	openclaw := program(t, nodes[1])
 	connected(t, nodes[1]).sees("bobby")
@@ -54,17 +72,22 @@ func TestOpenClawClients(t *testing.T) {
 		if err != nil {
 			t.Errorf("openclaw %q: %v\n%s", x.args, err, out)
 		}
+		said := err == nil
 		for _, want := range x.says {
 			if !strings.Contains(string(out), want) {
+				said = false
 				t.Errorf("openclaw %q does not say %q:\n%s", x.args, want, out)
 			}
 		}
+		if said {
+			f.Commands = append(f.Commands, strings.Join(x.args, " "))
+		}
 	}
-	tui(t, openclaw("tui", "--session", "agent:bobby:main"))
+	tui(t, openclaw("tui", "--session", "agent:bobby:main"), &f.Typed)
 }
 
 // tui types into OpenClaw's TUI, which wants a terminal: tmux has one.
-func tui(t *testing.T, cmd *exec.Cmd) {
+func tui(t *testing.T, cmd *exec.Cmd, typed *int) {
 	t.Helper()
 	if _, err := exec.LookPath("tmux"); err != nil {
 		t.Fatal("no tmux here, and OpenClaw's TUI wants a terminal (Debian: apt-get install tmux)")
@@ -96,7 +119,9 @@ func tui(t *testing.T, cmd *exec.Cmd) {
 	shows("connected | idle")
 	tmux("send-keys", "-t", "tui", "from the terminal", "Enter")
 	shows("2: from the terminal in main")
+	*typed++
 	shows("connected | idle")
 	tmux("send-keys", "-t", "tui", "and again", "Enter")
 	shows("3: and again in main")
+	*typed++
 }

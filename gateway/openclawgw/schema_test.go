@@ -20,8 +20,8 @@ type anything string
 func (anything) MatchString(string) bool { return true }
 func (a anything) String() string        { return string(a) }
 
-// What we say is what OpenClaw's own schema allows. The schema is in the npm package @openclaw/gateway-protocol, which make openclaw installs too.
-func TestSchema(t *testing.T) {
+// schema holds what we say against OpenClaw's own schema, and counts the events. The schema is in the npm package @openclaw/gateway-protocol, which make openclaw installs too.
+func schema(t *testing.T) map[string]int {
 	f, err := os.Open(filepath.Join(openclawtest.Dir(t), "node_modules", "@openclaw", "gateway-protocol", "protocol.schema.json"))
 	if err != nil {
 		t.Fatalf("no schema here (%v): make openclaw installs it", err)
@@ -91,4 +91,5 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	fits("ErrorShape", shape)
+	return seen
 }

@@ -17,9 +17,14 @@ type overseen struct {
 	bus.Store
 	// says: nil is yes.
 	says *atomic.Pointer[error]
+	// asked counts, unless it is nil.
+	asked *atomic.Int32
 }
 
 func (s overseen) Oversees(context.Context, []string) error {
+	if s.asked != nil {
+		s.asked.Add(1)
+	}
 	if err := s.says.Load(); err != nil {
 		return *err
 	}
@@ -33,7 +38,7 @@ func hears(first error) (func(*bus.Config), *atomic.Pointer[error]) {
 		says.Store(&first)
 	}
 	return func(c *bus.Config) {
-		c.Store = overseen{c.Store, &says}
+		c.Store = overseen{Store: c.Store, says: &says}
 		c.SessionChecks = []string{"service:" + c.Gateway}
 	}, &says
 }
@@ -153,6 +158,42 @@ func TestUnseenTakesWhatNobodyElseTakes(t *testing.T) {
 			t.Error("who may not ask is unseen for ever")
 		}
 		b.stop(one, two, three)
+	})
+}
+
+// Each question writes, so nobody asks a store that is in trouble; when it is well again the gateway is seen as soon as ever.
+func TestNobodyAsksWhileTheStoreIsDown(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		mute, says := hears(errMute)
+		var asked atomic.Int32
+		one := b.gateway("one", func(c *bus.Config) {
+			mute(c)
+			s := c.Store.(overseen)
+			s.asked = &asked
+			c.Store = s
+		})
+		if err := one.Serve(bus.AgentSpec{ID: "duty", Spread: true}, bus.HandlerFunc(nothing)); err != nil {
+			t.Fatal(err)
+		}
+		b.pass(10 * time.Second)
+		if n := asked.Load(); n < 5 {
+			t.Errorf("it was asked %d times in 10 s", n)
+		}
+		b.cutOff(one, false)
+		b.pass(30 * time.Second) // it notices
+		before := asked.Load()
+		b.pass(time.Minute)
+		if n := asked.Load() - before; n != 0 {
+			t.Errorf("it was asked %d times while it was down", n)
+		}
+		says.Store(nil)
+		one.store.Before(nil)
+		for end := time.Now().Add(time.Minute); unseen(one, "duty", "one"); b.pass(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("it is unseen for ever")
+			}
+		}
+		b.stop(one)
 	})
 }
 

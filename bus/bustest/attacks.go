@@ -125,7 +125,7 @@ func (w *world) refusedBy(r trust.Reason, one, two *node) {
 	t := time.NewTimer(longest)
 	defer t.Stop()
 	for {
-		var ev bus.Event
+		var ev *bus.Event
 		at := one
 		select {
 		case ev = <-one.events:

@@ -253,7 +253,7 @@ func (w *world) everyWay(rec *recording, text string) (sent []string) {
 	sent = append(sent, text+"result of task")
 	for _, n := range w.nodes {
 		for len(n.events) > 0 {
-			if ev := <-n.events; w.trust.rings != nil && len(Exposed(fmt.Appendf(nil, "%+v", ev), text)) > 0 {
+			if ev := *<-n.events; w.trust.rings != nil && len(Exposed(fmt.Appendf(nil, "%+v", ev), text)) > 0 {
 				w.Errorf("an event shows a payload: %+v", ev)
 			}
 		}

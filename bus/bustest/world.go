@@ -41,7 +41,7 @@ type node struct {
 	*bus.Bus
 	w      *world
 	store  *FaultyStore
-	events chan bus.Event
+	events chan *bus.Event // pointers: hundreds of nodes each have room for many
 	stop   func()
 }
 
@@ -83,10 +83,10 @@ func tagged(t bus.Topology, tag string) bus.Topology {
 
 func (w *world) node(name string, opts ...option) *node {
 	w.Helper()
-	n := &node{w: w, store: Faulty(w.open(w.name(name))), events: make(chan bus.Event, 1<<16)}
+	n := &node{w: w, store: Faulty(w.open(w.name(name))), events: make(chan *bus.Event, 1<<16)}
 	cfg := bus.Config{
 		Gateway: w.name(name), Store: n.store, URL: "http://" + name, Logger: hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Warn, Output: testWriter{w.T}}),
-		Observe: func(ev bus.Event) { n.events <- ev }, Heartbeat: time.Hour, DrainGrace: 100 * time.Millisecond,
+		Observe: func(ev bus.Event) { n.events <- &ev }, Heartbeat: time.Hour, DrainGrace: 100 * time.Millisecond,
 		Retry: bus.RetryPolicy{MaxAttempts: 3, Initial: 10 * time.Millisecond, Max: 20 * time.Millisecond},
 	}
 	if w.trust != nil {
@@ -143,8 +143,8 @@ func (n *node) waitFor(fits func(bus.Event) bool) bus.Event {
 	for {
 		select {
 		case ev := <-n.events:
-			if fits(ev) {
-				return ev
+			if fits(*ev) {
+				return *ev
 			}
 		case <-t.C:
 			n.w.Fatal("the event did not come")

@@ -74,7 +74,7 @@ type chatConnected struct {
 type chatNode struct {
 	m     *chatMesh
 	n     int
-	cable *cable
+	cable *cluster.Cable
 	cmd   *exec.Cmd
 	gone  chan struct{}
 
@@ -98,7 +98,7 @@ func newChatMesh(t *testing.T, binary string, seed uint64) *chatMesh {
 	m.key = strings.TrimSpace(string(out))
 	m.vendors()
 	for i := range m.nodes {
-		m.nodes[i] = &chatNode{m: m, n: i, cable: newCable(t, []string{strings.TrimPrefix(m.cluster.Addr(i), "http://")})}
+		m.nodes[i] = &chatNode{m: m, n: i, cable: cluster.CableForTest(t, m.cluster.Addr(i))}
 		if dir := os.Getenv("GATEMESH_KEEP_LOGS"); dir != "" {
 			f, err := os.Create(filepath.Join(dir, nodeName(i)+".log"))
 			if err != nil {
@@ -158,7 +158,7 @@ func (n *chatNode) config() string {
   gateway: { port: 0, auth: { mode: "none" } },
   agents: { list: [{ id: "echo", runner: "echo", gateways: ["node-0", "node-1", "node-2"] }] },
   channels: { slack: %s, discord: { token: %q, baseUrl: %q }, whatsapp: %s, webchat: {} },
-}`, nodeName(n.n), filepath.Join(m.dir, nodeName(n.n)), n.cable.addr(), m.key, m.slack.Settings(), m.discord.Token, m.discord.URL, m.whatsapp.Settings())
+}`, nodeName(n.n), filepath.Join(m.dir, nodeName(n.n)), n.cable.Addr(), m.key, m.slack.Settings(), m.discord.Token, m.discord.URL, m.whatsapp.Settings())
 }
 
 func (n *chatNode) start() {
@@ -424,7 +424,7 @@ func (m *chatMesh) fail(kind, inbox string) {
 	case failStop:
 		_ = n.cmd.Process.Signal(syscall.SIGSTOP)
 	case failCut:
-		n.cable.set(cableHangs)
+		n.cable.Set(cluster.CableHangs)
 	}
 	next := m.await(from, fmt.Sprintf("another one than node %d holds %s after %s", was, inbox, kind), func(c chatConnected) bool {
 		return c.inbox == inbox && c.node != was && c.at.After(at)
@@ -435,7 +435,7 @@ func (m *chatMesh) fail(kind, inbox string) {
 	case failStop:
 		_ = n.cmd.Process.Signal(syscall.SIGCONT)
 	case failCut:
-		n.cable.set(cableWhole)
+		n.cable.Set(cluster.CableWhole)
 	default:
 		<-n.gone
 		if kind == failNode {

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 	"github.com/gatemesh/gatemesh/envelope"
 )
 
@@ -56,14 +57,14 @@ var soakFaults = []soakFault{
 		}
 		wg.Wait()
 	}},
-	{"partition: refused", func(s *soak) { s.cut(cableRefuses) }},
-	{"partition: silent", func(s *soak) { s.cut(cableHangs) }},
+	{"partition: refused", func(s *soak) { s.cut(cluster.CableRefuses) }},
+	{"partition: silent", func(s *soak) { s.cut(cluster.CableHangs) }},
 	{"connections reset", func(s *soak) {
 		p := s.any()
 		for range 5 {
-			p.cable.set(cableResets)
+			p.cable.Set(cluster.CableResets)
 			s.idle(50 * time.Millisecond)
-			p.cable.set(cableWhole)
+			p.cable.Set(cluster.CableWhole)
 			s.idle(100 * time.Millisecond)
 		}
 	}},
@@ -71,11 +72,11 @@ var soakFaults = []soakFault{
 
 func (s *soak) any() *soakProcess { return s.nodes[s.rng.IntN(len(s.nodes))] }
 
-func (s *soak) cut(state string) {
+func (s *soak) cut(state cluster.CableState) {
 	p := s.any()
-	p.cable.set(state)
+	p.cable.Set(state)
 	s.idle(time.Duration(1+s.rng.IntN(5)) * time.Second)
-	p.cable.set(cableWhole)
+	p.cable.Set(cluster.CableWhole)
 }
 
 func (s *soak) killServer(leader bool) {

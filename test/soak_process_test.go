@@ -10,13 +10,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
 
 // soakProcess is one gateway, started again and again.
 type soakProcess struct {
 	s     *soak
 	n     int
-	cable *cable
+	cable *cluster.Cable
 	// skew is what the clock of the next process is wrong by.
 	skew time.Duration
 
@@ -30,7 +32,7 @@ type soakProcess struct {
 func (p *soakProcess) start() {
 	s := p.s
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), soakNodeEnv+"="+fmt.Sprintf("node-%d", p.n), soakStoreEnv+"="+p.cable.addr(), soakClockEnv+"="+p.skew.String())
+	cmd.Env = append(os.Environ(), soakNodeEnv+"="+fmt.Sprintf("node-%d", p.n), soakStoreEnv+"="+p.cable.Addr(), soakClockEnv+"="+p.skew.String())
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

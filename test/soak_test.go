@@ -323,7 +323,7 @@ func runSoak(t *testing.T, messages, rate int, seed uint64, say func(string, ...
 	defer store.Close()
 	s.store = store
 	for i := range soakAgents {
-		s.nodes = append(s.nodes, &soakProcess{s: s, n: i, cable: newCable(t, append(servers[i:len(servers):len(servers)], servers[:i]...))})
+		s.nodes = append(s.nodes, &soakProcess{s: s, n: i, cable: cluster.CableForTest(t, append(servers[i:len(servers):len(servers)], servers[:i]...)...)})
 	}
 	for _, p := range s.nodes {
 		p.revive()

@@ -31,3 +31,14 @@ func ForTestWith(t testing.TB, opt Options) *Cluster {
 	})
 	return c
 }
+
+// CableForTest is [NewCable], closed at the end of the test.
+func CableForTest(t testing.TB, servers ...string) *Cable {
+	t.Helper()
+	c, err := NewCable(servers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}

@@ -33,7 +33,7 @@ FAILOVER_SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test unit race cover fuzz check vet fmt fmt-check lint tidy tidy-check vuln \
-	prove demo-proof bench bench-go soak failover failover-bus flow model adversary rotation consul nomad nats openclaw openclaw-clients openclaw-runner inspector mcp chromium lint-tools tools clean summary
+	prove demo-proof bench bench-go soak failover failover-bus verdict flow model adversary rotation consul nomad nats openclaw openclaw-clients openclaw-runner inspector mcp chromium lint-tools tools clean summary
 
 help: ## Print this
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -118,7 +118,7 @@ vuln: lint-tools ## govulncheck: known vulnerabilities that our code reaches (sk
 	else cat bin/vuln.txt; exit 1; fi
 
 ##@ Prove it (bin/proof/NAME.json; fails when a promise is broken)
-prove: demo-proof model adversary rotation failover flow mcp openclaw-runner openclaw-clients bench soak ## All proofs
+prove: demo-proof model adversary rotation failover verdict flow mcp openclaw-runner openclaw-clients bench soak ## All proofs
 	@grep -H '"ok"' bin/proof/*.json
 
 demo-proof: build consul ## The demo on both stores: answered, and accepted, delivered, acked, replied are all there
@@ -138,6 +138,9 @@ failover: build consul ## Owners of the chat accounts end in every way, 50 times
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailover$$' ./test -args \
 	  -binary $(CURDIR)/bin/gatemesh -proof $(CURDIR)/bin/proof -commit $(COMMIT) \
 	  $(if $(FAILOVERS),-channels.each $(FAILOVERS)) $(if $(FAILOVER_SEED),-channels.seed $(FAILOVER_SEED)) $(if $(FAILOVER_WAYS),-channels.ways $(FAILOVER_WAYS))
+
+verdict: build consul ## One gateway and three, with the same people and broken in the same ways, on three Consul servers: which is worth it (8 minutes; VERDICT_ARGS)
+	@bin/gatemesh verdict --proof bin/proof/verdict.json --commit $(COMMIT) $(VERDICT_ARGS)
 
 failover-bus: consul ## Owners end in every way, 50 times each, on three Consul servers with stock settings (FAILOVERS, FAILOVER_SEED): how long until the next one, and was anything doubled
 	@go test -tags proof -count 1 -timeout 120m -v -run '^TestProofFailoverBus$$' ./test -failover.each $(FAILOVERS) -failover.seed $(FAILOVER_SEED) -args \

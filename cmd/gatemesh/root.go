@@ -95,7 +95,7 @@ func (a *app) rootCommand() *cobra.Command {
 	a.add(root, "mesh", a.sendCommand(), a.askCommand(), a.messageCommand(), a.taskCommand(), a.ownerCommand(), a.channelsCommand(), a.cronCommand(), a.skillsCommand(), a.routeCommand(), a.sessionsCommand(), a.costCommand(), a.deadLetterCommand(), a.agentsCommand(), a.gatewaysCommand(),
 		a.inboxCommand(), a.stateCommand(), a.statusCommand(), a.eventsCommand(), a.doctorCommand())
 	a.add(root, "node", a.gatewayCommand(), a.configCommand(), a.importCommand(), a.tokenCommand(), a.policyCommand(), a.trustCommand(), a.mcpCommand(), a.keysCommand(), a.auditCommand(), a.aclCommand())
-	a.add(root, "try", a.demoCommand(), a.benchCommand())
+	a.add(root, "try", a.demoCommand(), a.benchCommand(), a.verdictCommand())
 	a.add(root, "", a.versionCommand())
 	strictDefaults(root)
 	return root

@@ -184,6 +184,9 @@ func (g *Gateway) getWebchat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if g.cutOff() {
+		return &APIError{status: http.StatusServiceUnavailable, Code: CodeNotReady, Message: "this gateway cannot reach its store now: try another one"}
+	}
 	who := callerOf(r)
 	if e := g.guard.Load().checkListener(r); e != nil {
 		g.denied(r, who, e)
@@ -237,6 +240,10 @@ func (s *chatSession) run() {
 			}
 		}
 	})
+	reader.Go(func() {
+		defer cancel()
+		s.untilCutOff(ctx)
+	})
 	defer func() {
 		if s.g.chats.life.Err() != nil {
 			_ = s.conn.Close(websocket.StatusGoingAway, "the gateway stops")
@@ -266,6 +273,23 @@ func (s *chatSession) run() {
 			pctx, end := context.WithTimeout(ctx, frameTimeout)
 			err = s.conn.Ping(pctx)
 			end()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// untilCutOff ends the connection when nothing can be taken in here and nothing new be shown: the page may reach another gateway.
+func (s *chatSession) untilCutOff(ctx context.Context) {
+	t := time.NewTicker(reachEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if s.g.cutOff() {
+				_ = s.conn.Close(websocket.StatusTryAgainLater, "this gateway cannot reach its store now: try another one")
+				return
+			}
 		case <-ctx.Done():
 			return
 		}

@@ -191,13 +191,13 @@ func (p *verdictPeople) audit(ctx context.Context, f *verdictFigures) error {
 }
 
 // shown is how many answers a page shows.
-func (p *verdictPeople) shown(ctx context.Context, conversation string, first int) (answers int, err error) {
+func (p *verdictPeople) shown(ctx context.Context, conversation string, first int) (answers int, _ error) {
 	for at := first; at < first+2*len(p.s.nodes); at++ {
 		answers = 0
 		quiet, cancel := context.WithCancel(ctx)
 		timer := time.AfterFunc(pageLeaves, cancel)
 		opened := false
-		_, err = visit(quiet, p.s.nodes[at%len(p.s.nodes)].addr, conversation, nil, func(string) bool {
+		_, _ = visit(quiet, p.s.nodes[at%len(p.s.nodes)].addr, conversation, nil, func(string) bool {
 			opened = true
 			answers++
 			timer.Reset(auditQuiet)

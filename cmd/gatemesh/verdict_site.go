@@ -238,7 +238,7 @@ func (n *verdictNode) start() error {
 		defer n.mu.Unlock()
 		if n.process == c && !n.expected {
 			select {
-			case n.s.failed <- fmt.Errorf("%s ended by itself (%v): %s", c.name, c.err, c.lastWords()):
+			case n.s.failed <- fmt.Errorf("%s ended by itself (%s): %s", c.name, c.cmd.ProcessState, c.lastWords()):
 			default:
 			}
 		}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"io"
 	"net"
 	"strings"
@@ -13,6 +14,9 @@ import (
 type Cable struct {
 	listener net.Listener
 	servers  []string // host:port
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
 
 	mu    sync.Mutex
 	state CableState
@@ -40,6 +44,7 @@ func NewCable(servers ...string) (*Cable, error) {
 		return nil, err
 	}
 	c := &Cable{listener: l, state: CableWhole, conns: map[net.Conn]bool{}}
+	c.life, c.end = context.WithCancel(context.Background())
 	for _, s := range servers {
 		c.servers = append(c.servers, strings.TrimPrefix(s, "http://"))
 	}
@@ -67,6 +72,7 @@ func (c *Cable) Addr() string { return "http://" + c.listener.Addr().String() }
 // Close ends the cable and all its connections, and waits for them.
 func (c *Cable) Close() error {
 	err := c.listener.Close()
+	c.end()
 	c.Set(CableRefuses)
 	c.wg.Wait()
 	return err
@@ -120,7 +126,7 @@ func (c *Cable) carry(in net.Conn) {
 	var out net.Conn
 	for _, s := range c.servers {
 		var err error
-		if out, err = net.DialTimeout("tcp", s, time.Second); err == nil {
+		if out, err = (&net.Dialer{Timeout: time.Second}).DialContext(c.life, "tcp", s); err == nil {
 			break
 		}
 	}
@@ -145,7 +151,10 @@ func (c *Cable) carry(in net.Conn) {
 					return
 				}
 				if delay > 0 {
-					<-time.After(delay) // bounded, and what comes meanwhile waits behind it, as on a slow line
+					select { // what comes meanwhile waits behind it, as on a slow line
+					case <-time.After(delay):
+					case <-c.life.Done():
+					}
 				}
 				if _, werr := to.Write(buf[:n]); werr != nil {
 					return

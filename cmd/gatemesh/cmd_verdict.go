@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +14,7 @@ import (
 
 type verdictOptions struct {
 	short   bool
+	faults  []string // by name; empty: all
 	restart time.Duration
 	repair  time.Duration
 	proof   string
@@ -49,16 +52,18 @@ than 2 s. The thresholds were set before the first run. For three gateways:
   an answer within 500 ms in 95 of 100 when nothing happens (the plan's bound for asking another agent)
   less than 2 GB for all gateways together
 
-Exit status 0: go. 1: no go, or the comparison could not be made; what was missed is said.`,
+With --faults only what was asked for is played and judged. Exit status 0: go. 1: no go, or the comparison could not be made; what was missed is said.`,
 		Args: cobra.NoArgs,
 		RunE: body(func(cmd *cobra.Command, _ []string) error { return a.verdict(cmd.Context(), o) }),
 	}
 	f := c.Flags()
+	f.StringSliceVar(&o.faults, "faults", nil, "only these, and quiet (default: all): "+strings.Join(verdictFaults(), ", "))
 	f.BoolVar(&o.short, "short", false, "a quick run, with three gateways alone, that judges no times")
 	f.DurationVar(&o.restart, "restart", 15*time.Second, "when a gateway that was killed is started again")
 	f.DurationVar(&o.repair, "repair", time.Minute, "when a node that was lost is back")
 	f.StringVar(&o.proof, "proof", "", "write the figures to this file")
 	f.StringVar(&o.commit, "commit", "", "the commit to name in the figures")
+	_ = c.RegisterFlagCompletionFunc("faults", cobra.FixedCompletions(verdictFaults(), cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -76,6 +81,11 @@ var (
 func (a *app) verdict(ctx context.Context, o verdictOptions) (err error) {
 	if o.restart < time.Second || o.repair < 5*time.Second {
 		return failf(exitUsage, "--restart and --repair: at least 1s and 5s")
+	}
+	for _, name := range o.faults {
+		if !slices.Contains(verdictFaults(), name) {
+			return failf(exitUsage, "--faults %q: one of %s", name, strings.Join(verdictFaults(), ", "))
+		}
 	}
 	begin := time.Now()
 	say := func(format string, args ...any) {
@@ -139,7 +149,7 @@ func (a *app) verdictOf(ctx context.Context, form verdictForm, o verdictOptions,
 	p := &verdictPeople{s: s}
 	f := &verdictFigures{Name: form.name, Gateways: len(form.gateways), Phases: map[string]*verdictPhaseFigures{}}
 	for _, phase := range verdictPhases(o) {
-		if o.short && phase.long {
+		if phase.name != phaseQuiet && (o.short && phase.long || len(o.faults) > 0 && !slices.Contains(o.faults, phase.name)) {
 			continue
 		}
 		s.say("%s", phase.what)

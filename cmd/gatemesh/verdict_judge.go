@@ -164,6 +164,9 @@ func (v *verdictReport) judge(short bool) {
 		add(three.share() >= verdictServed && three.share() >= one.share(), "served within 30 s", "99 %, and no less than one gateway",
 			fmt.Sprintf("%.2f %%", 100*three.share()), fmt.Sprintf("%.2f %%", 100*one.share()))
 		for _, name := range []string{phaseCrash, phaseNode} {
+			if three.Phases[name] == nil {
+				continue // --faults
+			}
 			t, o := three.Phases[name].Recovery, one.Phases[name].Recovery
 			ok := t >= 0 && t <= verdictRecovery.Seconds() && (o < 0 || t <= o/verdictThird)
 			add(ok, "recovery: "+name, "10 s, and a third of one gateway's", seconds(t), seconds(o))

@@ -55,6 +55,9 @@ func (p *verdictPeople) during(ctx context.Context, phase verdictPhase) ([]*verd
 	go func() { fault <- phase.fault(ctx, p.s) }()
 	var asked []*verdictAsked
 	var wg sync.WaitGroup
+	told, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { p.s.narrate(told) })
 	defer wg.Wait()
 	defer cancel()
 	tick := time.NewTicker(askEvery)
@@ -79,6 +82,7 @@ func (p *verdictPeople) during(ctx context.Context, phase verdictPhase) ([]*verd
 	if err := <-fault; err != nil {
 		return nil, err
 	}
+	stop()
 	late := time.AfterFunc(verdictDrain, cancel)
 	defer late.Stop()
 	wg.Wait()

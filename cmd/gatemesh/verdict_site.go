@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gatemesh/gatemesh/bus"
 	"github.com/gatemesh/gatemesh/bus/consul"
 	"github.com/gatemesh/gatemesh/bus/consul/cluster"
 )
@@ -180,7 +181,7 @@ func (s *verdictSite) atHome(ctx context.Context) error {
 func (s *verdictSite) victim(ctx context.Context) (*verdictNode, error) {
 	var last error
 	for _, n := range s.nodes {
-		duties, err := n.ask.owners(ctx)
+		duties, err := n.owners(ctx)
 		if err != nil {
 			last = err
 			continue
@@ -382,4 +383,58 @@ func verdictPhases(o verdictOptions) []verdictPhase {
 			return n.start()
 		})},
 	}
+}
+
+// verdictFaults are the names of what can happen.
+func verdictFaults() (names []string) {
+	for _, p := range verdictPhases(verdictOptions{}) {
+		if p.name != phaseQuiet {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+// narrate tells of each duty that has another owner, until ctx ends.
+func (s *verdictSite) narrate(ctx context.Context) {
+	begin, was := time.Now(), map[string]string{}
+	for ; ; sleep(ctx, narrateEvery) {
+		for _, n := range s.nodes {
+			duties, err := n.owners(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				continue
+			}
+			for _, d := range duties {
+				at, known := was[d.Duty]
+				if d.Owner != "" && known && d.Owner != at {
+					s.say("  %5.1f s  %s is at %s now, and was at %s", time.Since(begin).Seconds(), d.Duty, d.Owner, at)
+				}
+				if d.Owner != "" {
+					was[d.Duty] = d.Owner
+				}
+			}
+			break
+		}
+	}
+}
+
+const (
+	narrateEvery  = 250 * time.Millisecond
+	narrateWithin = time.Second
+)
+
+// owners asks a gateway, unless it is not running.
+func (n *verdictNode) owners(ctx context.Context) ([]bus.OwnerInfo, error) {
+	n.mu.Lock()
+	running := n.process != nil
+	n.mu.Unlock()
+	if !running {
+		return nil, fmt.Errorf("%s is not running", n.name())
+	}
+	ctx, cancel := context.WithTimeout(ctx, narrateWithin)
+	defer cancel()
+	return n.ask.owners(ctx)
 }

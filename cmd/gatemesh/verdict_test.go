@@ -118,7 +118,7 @@ func TestVerdictPhase(t *testing.T) {
 }
 
 func TestVerdictRefusesBadFlags(t *testing.T) {
-	for _, args := range [][]string{{"verdict", "--repair", "1s"}, {"verdict", "--restart", "0"}, {"verdict", "now"}} {
+	for _, args := range [][]string{{"verdict", "--repair", "1s"}, {"verdict", "--restart", "0"}, {"verdict", "now"}, {"verdict", "--faults", "flood"}} {
 		var out, errs bytes.Buffer
 		a := newApp()
 		a.out, a.err = &out, &errs

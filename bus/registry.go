@@ -493,7 +493,11 @@ func (b *Bus) Owners() []Owner {
 func (b *Bus) OwnerOf(agent string) string {
 	b.elector.mu.Lock()
 	defer b.elector.mu.Unlock()
-	return b.elector.owners[agent].Gateway
+	o := b.elector.owners[agent]
+	if t := b.elector.terms[agent]; t != nil && t.ctx.Err() == nil && o.Token <= t.term {
+		return b.cfg.Gateway // the picture of all locks is behind our own
+	}
+	return o.Gateway
 }
 
 // checkTarget refuses targets that nobody can ever have meant. An agent without an owner is

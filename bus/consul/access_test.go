@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +66,18 @@ func (r *realm) token(t testing.TB, policies ...string) (secret, accessor string
 	var token struct{ SecretID, AccessorID string }
 	if _, err := r.admin.calls.Raw().Write("/v1/acl/token", map[string]any{"Policies": links}, &token, nil); err != nil {
 		t.Fatalf("token with %v: %v", policies, err)
+	}
+	for i := range r.Servers() { // a follower may hear of it a moment later
+		c, err := New(r.client(r.Addr(i), token.SecretID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the server knows the token", longTime, func() bool {
+			var self struct{ AccessorID string }
+			_, err := c.calls.Raw().Query("/v1/acl/token/self", &self, &api.QueryOptions{AllowStale: true}) // else the leader answers
+			return err == nil || !strings.Contains(err.Error(), "ACL not found")
+		})
+		_ = c.Close()
 	}
 	return token.SecretID, token.AccessorID
 }

@@ -31,7 +31,7 @@ func open(t testing.TB, opt Options) *Store {
 }
 
 // eventually polls; it is for facts of other processes that nothing can watch.
-func eventually(t *testing.T, what string, within time.Duration, ok func() bool) {
+func eventually(t testing.TB, what string, within time.Duration, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

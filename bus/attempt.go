@@ -365,17 +365,37 @@ func (j *job) begin() bool {
 	return j.load()
 }
 
-// load has the whole message in memory, to stay; false: the inbox is given up meanwhile.
+// load has the whole message in memory, to stay; false: the inbox is given up meanwhile. Of several who want it one reads, and the others wait
+// for that one.
 func (j *job) load() bool {
-	j.waking.Lock()
-	defer j.waking.Unlock()
-	j.mu.Lock()
-	j.started = true
-	spilled := j.spilled
-	j.mu.Unlock()
-	if !spilled {
-		return true
+	for {
+		j.mu.Lock()
+		j.started = true
+		others := j.loading // who is not done is waited for, whatever is in memory already
+		if others == nil {
+			if !j.spilled {
+				j.mu.Unlock()
+				return true
+			}
+			j.loading = make(chan struct{})
+		}
+		j.mu.Unlock()
+		if others == nil {
+			break
+		}
+		<-others // it ends with the intake at the latest
 	}
+	defer func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		close(j.loading)
+		j.loading = nil
+	}()
+	return j.readBack()
+}
+
+// readBack reads a spilled message again, for as long as the store is away.
+func (j *job) readBack() bool {
 	ib := j.ib
 	retry := newBackoff()
 	key := pendingKey(ib.spec.ID, j.env.MessageID)

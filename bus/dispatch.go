@@ -27,11 +27,11 @@ type job struct {
 	duplicateOf string
 	// waited: the delay of its next attempt is over, by whatever clock that was planned. Only its conversation uses it.
 	waited bool
-	// waking is held while a spilled message is read again.
-	waking sync.Mutex
 
-	mu  sync.Mutex
-	del envelope.Delivery
+	mu sync.Mutex
+	// loading is closed when a spilled message has been read again; nil: nobody does that.
+	loading chan struct{}
+	del     envelope.Delivery
 	// run is where a task of a queue is worked on.
 	run *taskRun
 	// handling: it is in the hands of handle. lease is that of the attempt that runs; nil: none does. cancelled is why the message is to be

@@ -43,7 +43,7 @@ a file, and the answer comes back on the page. Meanwhile, on the node that has j
 
 Counted from outside: what each page shows in the end, and the lines in the file. A question counts as served when
 bobby's answer came within 30 s; recovery is how long after the beginning of a fault somebody still waited for more
-than 2 s. The thresholds were set before the first run. For three gateways:
+than 2 s. The thresholds were set before the first whole run. For three gateways:
 
   nothing lost, nothing answered or done twice, whatever happens; and at most 1 of 100 answered with no more than
   what became of it (that nobody knows whether the program ran, because it was killed with its gateway)

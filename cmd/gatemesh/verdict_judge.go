@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// The thresholds, set before the first run; the command's help says them to people.
+// The thresholds, set before the first whole run; the command's help says them to people.
 const (
 	verdictServed   = .99
 	verdictTold     = 100 // of so many, one

@@ -472,3 +472,27 @@ func TestTakenBackFromWhoEnded(t *testing.T) {
 		b.stop(from, to)
 	})
 }
+
+// Who has just taken a duty says so, although its picture of all locks comes later.
+func TestOwnerOfWhatWasJustTaken(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		var self atomic.Pointer[bus.Bus]
+		var said atomic.Value
+		one := b.gateway("one", func(c *bus.Config) {
+			observe := c.Observe
+			c.Observe = func(ev bus.Event) {
+				if ev.Event == bus.EventOwned && ev.To == "duty" {
+					said.Store(self.Load().OwnerOf("duty"))
+				}
+				observe(ev)
+			}
+		})
+		self.Store(one.Bus)
+		b.serve(one, bus.AgentSpec{ID: "duty"}, nothing)
+		b.ownedBy(one, "duty", "one")
+		if got := said.Load(); got != "one" {
+			t.Errorf("as it was taken it was owned by %q", got)
+		}
+		b.stop(one)
+	})
+}

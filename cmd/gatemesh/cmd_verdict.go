@@ -135,7 +135,7 @@ func (a *app) verdictOf(ctx context.Context, form verdictForm, o verdictOptions,
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	s := &verdictSite{form: form, o: o, dir: dir, effects: filepath.Join(dir, "effects"), env: a.env, failed: make(chan error, 1), say: func(format string, args ...any) {
+	s := &verdictSite{form: form, dir: dir, effects: filepath.Join(dir, "effects"), failed: make(chan error, 1), say: func(format string, args ...any) {
 		say("%s: %s", form.name, fmt.Sprintf(format, args...))
 	}}
 	defer func() {

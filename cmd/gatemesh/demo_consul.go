@@ -34,7 +34,7 @@ func (d *demo) startConsul(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ports, release, err := d.ports()
+	ports, release, err := freePorts(d.opt.port)
 	if err != nil {
 		return err
 	}
@@ -89,9 +89,9 @@ func (d *demo) servers(ctx context.Context) ([]string, error) {
 	return c.Addrs(), nil
 }
 
-// ports finds three ports and holds them until just before they are used. They lie below
+// freePorts finds three ports, from first on if that is not 0, and holds them until just before they are used. They lie below
 // the range from which kernels give out ports of outgoing connections.
-func (d *demo) ports() (ports []int, release func(), err error) {
+func freePorts(first int) (ports []int, release func(), err error) {
 	var held []net.Listener
 	release = func() {
 		for _, l := range held {
@@ -101,14 +101,14 @@ func (d *demo) ports() (ports []int, release func(), err error) {
 	const from, to, tries = 20000, 30000, 500
 	for try := 0; len(ports) < len(demoNames); try++ {
 		port := from + mathrand.IntN(to-from)
-		if d.opt.port > 0 {
-			port = d.opt.port + len(ports)
+		if first > 0 {
+			port = first + len(ports)
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		switch {
 		case err == nil:
 			held, ports = append(held, l), append(ports, port)
-		case d.opt.port > 0:
+		case first > 0:
 			release()
 			return nil, nil, failf(exitFailed, "port %d: %w (name another with --port)", port, err)
 		case try > tries:

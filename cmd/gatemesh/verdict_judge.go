@@ -216,7 +216,12 @@ func (v *verdictReport) print(p *printer, forms []verdictForm) {
 	}
 	p.table(t, "")
 	said, colour := "GO: three gateways are worth it, by these thresholds", green
-	if !v.Go {
+	switch {
+	case len(forms) == 1 && v.Go:
+		said = "OK: nothing was lost or done twice; what three gateways are worth needs the whole run"
+	case len(forms) == 1:
+		said, colour = "NOT OK: see above", red
+	case !v.Go:
 		said, colour = "NO GO: stay with one gateway, by these thresholds", red
 	}
 	p.printf("\n%s\n", p.paint(colour, said))

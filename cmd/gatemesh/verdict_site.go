@@ -22,10 +22,8 @@ import (
 // A verdictSite is three nodes: a Consul server on each, and a gateway on each or on the first alone.
 type verdictSite struct {
 	form    verdictForm
-	o       verdictOptions
 	dir     string
 	effects string // the file in which the work leaves a line
-	env     func(string) (string, bool)
 	say     func(string, ...any)
 	c       *cluster.Cluster
 	probe   *consul.Store
@@ -64,7 +62,7 @@ func (s *verdictSite) start(ctx context.Context) error {
 	if s.probe, err = consul.New(consul.Options{Address: s.c.Addr(len(verdictMesh.gateways) - 1)}); err != nil { // a node that nothing happens to
 		return err
 	}
-	ports, release, err := (&demo{}).ports()
+	ports, release, err := freePorts(0)
 	if err != nil {
 		return err
 	}
